@@ -1,0 +1,11 @@
+"""The plugins that Maat is made of; each lives in fixtures/, one concern a file."""
+
+pytest_plugins = [
+    "pytester",  # the harness tests itself by it
+    "fixtures.determinism",
+    "fixtures.devices",
+    "fixtures.data",
+    "fixtures.measuring",
+    "fixtures.claims",
+    "fixtures.gate",
+]

@@ -1,0 +1,614 @@
+"""Run files, journals and criteria files: what Maat remembers, readable years later without this code.
+
+One run of the suite on one node is one immutable Parquet file (`<utc>-<node8>-<run_id8>.parquet`); a folder of
+them is a fleet. While a run is going on, each test's rows are appended to a journal (JSON lines, fsynced), which
+`Journal.finish` or `recover` turns into the run file. Every file is written to a temporary name, fsynced and
+renamed, so a reader never sees half of one. Criteria files are plain JSON with a content hash; nothing that is
+read here is ever executed.
+
+    RecordsError
+    ├── SchemaTooNew        the file was written by a newer Maat
+    ├── NotARunFile         truncated, foreign or damaged
+    └── CriteriaDamaged     a criteria file that does not parse, or whose content hash does not match
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from systems.anubis.machine import Machine, Noise
+from systems.anubis.machine import from_json as machine_from_json
+from systems.anubis.machine import to_json as machine_to_json
+from systems.anubis.validator import Criterion
+
+SCHEMA_VERSION = 1
+QUANTILE_DIGITS = 6
+
+STATUSES = ("pass", "defect", "flaky", "contended", "new", "invalid", "recorded", "error")
+
+
+class RecordsError(Exception):
+    """Base of the errors of this module."""
+
+
+class SchemaTooNew(RecordsError):
+    """The file's schema version is above the newest that this version reads."""
+
+
+class NotARunFile(RecordsError):
+    """Truncated, foreign or damaged: not a run file."""
+
+
+class CriteriaDamaged(RecordsError):
+    """A criteria file that does not parse, or whose content was changed without its hash."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one test: one row of a run file.
+
+    values: the samples in the order they were taken, in `unit`; seconds: what the test cost;
+    status: one of `STATUSES`; similarity, alpha, margin: in [0, 1], None if not judged;
+    criterion: content hash of the criterion it was judged by; rival: the contender's name in a `versus`;
+    claim: `<system>/<id>` of the paper's claim that it measures; evidence: what was seen to explain a verdict.
+    """
+
+    suite: str
+    test: str
+    component: str
+    metric: str
+    unit: str
+    better: str
+    values: tuple[float, ...]
+    params: Mapping[str, str] = field(default_factory=dict)
+    work: float | None = None
+    seconds: float = 0.0
+    rounds: int = 0
+    warmup: int = 0
+    attempt: int = 0
+    status: str = "recorded"
+    similarity: float | None = None
+    alpha: float | None = None
+    margin: float | None = None
+    criterion: str | None = None
+    rival: str | None = None
+    claim: str | None = None
+    noise: Noise = field(default_factory=Noise)
+    evidence: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The metric id, the join key everywhere: `hardware/compute/gemm/throughput{device=cpu,n=2048}`."""
+        return metric_id(self.metric, self.params)
+
+
+def metric_id(metric: str, params: Mapping[str, str]) -> str:
+    """`metric` with its parameters in sorted order; without parameters, `metric` alone."""
+    inside = ",".join(f"{name}={params[name]}" for name in sorted(params))
+    return f"{metric}{{{inside}}}" if inside else metric
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the suite on one node. `started` in UTC; `facts` holds the session's own notes (JSON-able)."""
+
+    machine: Machine
+    started: datetime
+    run_id: str
+    commit: str = ""
+    command: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Measurement, ...] = ()
+
+    @classmethod
+    def begin(
+        cls, machine: Machine, *, commit: str = "", command: str = "", facts: Mapping[str, Any] | None = None
+    ) -> Run:
+        """A new, empty run that starts now."""
+        return cls(
+            machine=machine,
+            started=datetime.now(UTC),
+            run_id=secrets.token_hex(8),
+            commit=commit,
+            command=command,
+            facts=facts or {},
+        )
+
+    @property
+    def filename(self) -> str:
+        """`<utc>-<node8>-<run_id8>.parquet`."""
+        return f"{self.started:%Y%m%dT%H%M%SZ}-{self.machine.node[:8]}-{self.run_id[:8]}.parquet"
+
+
+NOISE_TYPE = pa.struct([(f.name, pa.float64()) for f in fields(Noise)])
+
+RUN_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("node", pa.string()),
+        ("kind", pa.string()),
+        ("stack", pa.string()),
+        ("started", pa.timestamp("us", tz="UTC")),
+        ("suite", pa.string()),
+        ("test", pa.string()),
+        ("component", pa.string()),
+        ("metric", pa.string()),
+        ("params", pa.string()),
+        ("unit", pa.string()),
+        ("better", pa.string()),
+        ("values", pa.list_(pa.float64())),
+        ("work", pa.float64()),
+        ("seconds", pa.float64()),
+        ("rounds", pa.int32()),
+        ("warmup", pa.int32()),
+        ("attempt", pa.int32()),
+        ("status", pa.string()),
+        ("similarity", pa.float64()),
+        ("alpha", pa.float64()),
+        ("margin", pa.float64()),
+        ("criterion", pa.string()),
+        ("rival", pa.string()),
+        ("claim", pa.string()),
+        ("noise", NOISE_TYPE),
+        ("evidence", pa.list_(pa.string())),
+        ("error", pa.string()),
+    ]
+)
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:  # after the rename there is nothing to remove; after an error or Ctrl-C no half-written file stays
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_run(run: Run, folder: Path) -> Path:
+    """Write `run` as one Parquet file into `folder`; returns its path. Raises OSError when the disk refuses."""
+    path = folder / run.filename
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table([run]), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+    return path
+
+
+def to_table(runs: Iterable[Run]) -> pa.Table:
+    """Runs as one Arrow table in `RUN_SCHEMA`; the schema's metadata holds each run's header."""
+    runs = list(runs)
+    records = [_record(run, row) for run in runs for row in run.rows]
+    metadata = {"maat.schema": str(SCHEMA_VERSION), "maat.runs": json.dumps([_header(run) for run in runs])}
+    return pa.Table.from_pylist(records, schema=RUN_SCHEMA.with_metadata(metadata))
+
+
+def _record(run: Run, row: Measurement) -> dict[str, Any]:
+    return {
+        **{f.name: getattr(row, f.name) for f in fields(row)},
+        "params": json.dumps(dict(row.params), sort_keys=True),
+        "values": list(row.values),
+        "evidence": list(row.evidence),
+        "noise": asdict(row.noise),
+        "run_id": run.run_id,
+        "node": run.machine.node,
+        "kind": run.machine.kind,
+        "stack": run.machine.stack,
+        "started": run.started,
+    }
+
+
+def _header(run: Run) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA_VERSION,
+        "run_id": run.run_id,
+        "started": run.started.isoformat(),
+        "commit": run.commit,
+        "command": run.command,
+        "facts": dict(run.facts),
+        "machine": machine_to_json(run.machine),
+    }
+
+
+def _run_of_header(header: Mapping[str, Any]) -> Run:
+    return Run(
+        machine=machine_from_json(header["machine"]),
+        started=datetime.fromisoformat(header["started"]),
+        run_id=header["run_id"],
+        commit=header["commit"],
+        command=header["command"],
+        facts=header["facts"],
+    )
+
+
+# --- the journal ---------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """The rows of a run in progress: one JSON line per test, on disk before the next test begins.
+
+    The first line is the run's header. A journal that was cut in the middle of a line loses that line only.
+    """
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        """Start the journal of `run` in `folder`; raises OSError where it cannot be written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self.folder = folder
+        self.path = folder / f"{Path(run.filename).stem}.jsonl"
+        self._rows: list[Measurement] = []
+        self._file = self.path.open("x", encoding="utf-8")
+        self._write(_header(run))
+
+    def append(self, rows: Sequence[Measurement]) -> None:
+        """Add the rows of one test and wait until they are on disk; raises OSError (disk full) and keeps the rest."""
+        self._rows.extend(rows)
+        self._write({"rows": [_row_to_json(row) for row in rows]})
+
+    def finish(self, facts: Mapping[str, Any] | None = None) -> Path:
+        """Write the run file, then remove the journal. On an OSError the journal stays where it is."""
+        run = replace(self.run, rows=tuple(self._rows), facts={**self.run.facts, **(facts or {})})
+        path = write_run(run, self.folder)
+        self.close()
+        self.path.unlink()
+        return path
+
+    def close(self) -> None:
+        """Close the journal and leave it on disk, to be recovered."""
+        self._file.close()
+
+    def _write(self, data: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(data, sort_keys=True) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_journal(path: Path) -> Run:
+    """The run that a journal holds so far. Raises NotARunFile if not even its header can be read."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        header = json.loads(lines[0])
+        _check_version(int(header["schema"]), path)
+        run = _run_of_header(header)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise NotARunFile(f"{path}: not a journal: its first line is no header ({error})") from error
+    rows: list[Measurement] = []
+    for line in lines[1:]:
+        try:
+            rows.extend(_row_from_json(row) for row in json.loads(line)["rows"])
+        except (ValueError, KeyError, TypeError):  # the line that a crash cut short
+            continue
+    return replace(run, rows=tuple(rows))
+
+
+def recover(path: Path) -> Path:
+    """Turn a journal that a crash left behind into a run file beside it, and remove the journal."""
+    run = read_journal(path)
+    run = replace(run, facts={**run.facts, "recovered": True})
+    written = write_run(run, path.parent)
+    path.unlink()
+    return written
+
+
+def _row_to_json(row: Measurement) -> dict[str, Any]:
+    data = asdict(row)
+    data["params"] = dict(row.params)
+    return data
+
+
+def _row_from_json(data: Mapping[str, Any]) -> Measurement:
+    known = {f.name for f in fields(Measurement)}
+    given = {name: value for name, value in data.items() if name in known}
+    given["values"] = tuple(given["values"])
+    given["evidence"] = tuple(given.get("evidence") or ())
+    given["noise"] = _noise_from(given.get("noise"))
+    return Measurement(**given)
+
+
+def _noise_from(data: Mapping[str, Any] | None) -> Noise:
+    known = {f.name for f in fields(Noise)}
+    return Noise(**{name: value for name, value in (data or {}).items() if name in known})
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs read from a folder, oldest first, and the files that could not be read, each with its reason."""
+
+    runs: tuple[Run, ...]
+    skipped: tuple[tuple[Path, str], ...] = ()
+
+    def of_kind(self, kind: str) -> Runs:
+        """Only the runs of one hardware kind."""
+        return replace(self, runs=tuple(run for run in self.runs if run.machine.kind == kind))
+
+    def frame(self) -> pd.DataFrame:
+        """All rows as one pandas table with the columns of `RUN_SCHEMA` and `id`, the metric id."""
+        frame = to_table(self.runs).to_pandas()
+        frame["id"] = [row.id for run in self.runs for row in run.rows]
+        return frame
+
+    def samples(self) -> dict[str, list[tuple[Run, Measurement]]]:
+        """For each metric id that is gated (no rivals, no errors), the measurement of each run, first attempt only."""
+        found: dict[str, list[tuple[Run, Measurement]]] = {}
+        for run in self.runs:
+            for row in run.rows:
+                if row.rival is None and row.component != "claim" and not row.attempt and not row.error and row.values:
+                    found.setdefault(row.id, []).append((run, row))
+        return found
+
+
+def read_run_file(path: Path) -> list[Run]:
+    """The runs in one Parquet file (several after `compact`).
+
+    Raises SchemaTooNew for a file of a newer version, NotARunFile for anything that is not a run file.
+    """
+    try:
+        table = pq.read_table(path, memory_map=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise NotARunFile(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if "maat.schema" not in metadata:
+        raise NotARunFile(f"{path}: a Parquet file, but not a run file of Maat (no maat.schema in its metadata)")
+    try:
+        _check_version(int(metadata["maat.schema"]), path)
+        headers = [_run_of_header(header) for header in json.loads(metadata["maat.runs"])]
+        rows: dict[str, list[Measurement]] = {run.run_id: [] for run in headers}
+        for record in table.to_pylist():
+            record["params"] = json.loads(record["params"])
+            rows[record["run_id"]].append(_row_from_json(record))
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotARunFile(f"{path}: its metadata and rows do not fit together ({_first_line(error)})") from error
+    return [replace(run, rows=tuple(rows[run.run_id])) for run in headers]
+
+
+def read_runs(folder: Path) -> Runs:
+    """Every run in `folder`, oldest first. A bad file is skipped with its reason, and never deleted."""
+    found: dict[str, Run] = {}
+    skipped: list[tuple[Path, str]] = []
+    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
+        try:
+            for run in read_run_file(path):
+                if run.run_id in found:
+                    skipped.append((path, f"run {run.run_id} is there already, from another file"))
+                found.setdefault(run.run_id, run)
+        except RecordsError as error:
+            skipped.append((path, str(error)))
+    return Runs(tuple(sorted(found.values(), key=lambda run: run.started)), tuple(skipped))
+
+
+def compact(folder: Path) -> Path:
+    """Merge all run files of `folder` into one, `compact-<hash8>.parquet`, then remove the merged ones.
+
+    Raises NotARunFile if there is nothing to merge. Files that cannot be read stay.
+    """
+    paths, runs = [], {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            for run in read_run_file(path):
+                runs[run.run_id] = run
+            paths.append(path)
+        except RecordsError:  # reported by read_runs; never touched here
+            continue
+    if not runs:
+        raise NotARunFile(f"{folder}: no run files to compact")
+    ordered = sorted(runs.values(), key=lambda run: run.started)
+    name = hashlib.sha256("".join(run.run_id for run in ordered).encode()).hexdigest()[:8]
+    target = folder / f"compact-{name}.parquet"
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(ordered), sink, compression="zstd")
+    write_atomically(target, sink.getvalue().to_pybytes())
+    for path in paths:
+        if path != target:
+            path.unlink()
+    return target
+
+
+def _check_version(version: int, path: Path) -> None:
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"{path}: schema version {version}, and this Maat reads up to {SCHEMA_VERSION}; "
+            "update Maat, or leave the file to the version that wrote it"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+# --- criteria ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredCriterion:
+    """A learned criterion with where it came from. `seconds`: what one measurement costs."""
+
+    criterion: Criterion
+    unit: str
+    component: str = "harness"
+    runs: tuple[str, ...] = ()
+    stack: str = ""
+    seconds: float = 0.0
+    learned_at: str = ""
+    window: Mapping[str, int] | None = None
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over the content as stored."""
+        return _digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able content, without its hash; quantiles with six significant digits."""
+        c = self.criterion
+        exact = c.better == "target"  # a target may be a digest, of which every digit counts
+        return {
+            "alpha": c.alpha if exact else _rounded(c.alpha),
+            "better": c.better,
+            "calibrated": c.calibrated,
+            "component": self.component,
+            "excluded": c.excluded,
+            "learned_at": self.learned_at,
+            "nodes": c.nodes,
+            "quantiles": [float(value) if exact else _rounded(value) for value in c.quantiles],
+            "repeatability": _rounded(c.repeatability),
+            "runs": list(self.runs),
+            "seconds": _rounded(self.seconds),
+            "stack": self.stack,
+            "unit": self.unit,
+            "window": dict(self.window) if self.window else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StoredCriterion:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        criterion = Criterion(
+            quantiles=np.array([_positive(value) for value in data["quantiles"]]),
+            better=data["better"],
+            alpha=_fraction(data["alpha"]),
+            calibrated=bool(data["calibrated"]),
+            repeatability=_fraction(data["repeatability"]),
+            nodes=int(data["nodes"]),
+            excluded=int(data["excluded"]),
+        )
+        return cls(
+            criterion=criterion,
+            unit=str(data["unit"]),
+            component=str(data["component"]),
+            runs=tuple(map(str, data["runs"])),
+            stack=str(data["stack"]),
+            seconds=float(data["seconds"]),
+            learned_at=str(data["learned_at"]),
+            window=data.get("window"),
+        )
+
+
+Criteria = Mapping[str, StoredCriterion]
+
+
+def save_criteria(folder: Path, kind: str, criteria: Criteria) -> list[Path]:
+    """Write `<folder>/<kind>/<suite>.json`, one file a suite, sorted, one metric a block; returns the paths.
+
+    Criteria of the same suite that are not in `criteria` are dropped: the files hold what was learned last.
+    """
+    suites: dict[str, dict[str, Any]] = {}
+    for name in sorted(criteria):
+        stored = criteria[name]
+        suites.setdefault(name.partition("/")[0], {})[name] = {**stored.to_json(), "hash": stored.hash}
+    paths = []
+    for suite, metrics in suites.items():
+        content = {"kind": kind, "metrics": metrics, "schema": SCHEMA_VERSION}
+        path = folder / kind / f"{suite}.json"
+        write_atomically(path, _criteria_text(content).encode())
+        paths.append(path)
+    return paths
+
+
+def load_criteria(folder: Path, kind: str) -> dict[str, StoredCriterion]:
+    """All criteria for `kind`; empty when there are none.
+
+    Raises SchemaTooNew, or CriteriaDamaged with the file, the metric and what to do.
+    """
+    found: dict[str, StoredCriterion] = {}
+    for path in sorted((folder / kind).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            _check_version(int(content["schema"]), path)
+            if content["kind"] != kind:
+                raise CriteriaDamaged(f"{path}: holds criteria of kind {content['kind']!r}, expected {kind!r}")
+            metrics = content["metrics"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise CriteriaDamaged(
+                f"{path}: not a criteria file ({_first_line(error)}); learn again with --learn, or restore it"
+            ) from error
+        for name, data in metrics:
+            try:
+                stored = StoredCriterion.from_json(data)
+                given = data["hash"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CriteriaDamaged(f"{path}: {name}: {error!r}; learn again with --learn, or restore it") from error
+            if given != stored.hash:
+                raise CriteriaDamaged(
+                    f"{path}: {name}: content hash is {stored.hash}, the file says {given}: it was "
+                    "changed by hand or damaged; learn again with --learn, or restore it"
+                )
+            found[name] = stored
+    return found
+
+
+def _criteria_text(content: Mapping[str, Any]) -> str:
+    """JSON in which a metric's quantiles stand on one line, so that a diff reads as "which metric moved"."""
+    lines = json.dumps(content, indent=1, sort_keys=True).splitlines()
+    out: list[str] = []
+    inside = False
+    for line in lines:
+        text = line.strip()
+        if inside:
+            out[-1] += text + (" " if text.endswith(",") and text != "]," else "")
+            inside = text not in {"]", "],"}
+        else:
+            out.append(line)
+            inside = text.endswith("[")
+    return "\n".join(out) + "\n"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.{QUANTILE_DIGITS}g}")
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"a quantile must be a positive number, not {value!r}")
+    return number
+
+
+def _fraction(value: Any) -> float:
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"expected a number in [0, 1], not {value!r}")
+    return number
+
+
+def iter_journals(folder: Path) -> Iterator[Path]:
+    """Journals that crashed or still running sessions left in `folder`."""
+    yield from sorted(folder.glob("*.jsonl")) if folder.is_dir() else ()
