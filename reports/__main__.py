@@ -120,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "names; names that no rule knows are listed, and get unit 1.",
     )
     results.add_argument("file", type=Path, metavar="FILE.jsonl")
-    results.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="RUNS", help="folder for the run files"
-    )
+    results.add_argument("-o", "--out", type=Path, required=True, metavar="RUNS", help="folder for the run files")
     results.add_argument(
         "--kind",
         default="superbench",

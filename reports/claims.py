@@ -100,9 +100,7 @@ def read_seed(path: Path) -> Paper:
     if not isinstance(paper, dict) or not isinstance(entries, list):
         raise SeedDamaged(f"{path}: expected a [paper] table and [[claim]] tables")
     system = str(paper.get("system", path.stem))
-    source = (
-        f"arXiv {paper['arxiv']}" if "arxiv" in paper else str(paper.get("venue") or paper.get("url") or "")
-    )
+    source = f"arXiv {paper['arxiv']}" if "arxiv" in paper else str(paper.get("venue") or paper.get("url") or "")
     return Paper(
         system=system,
         title=str(paper.get("title", system)),
@@ -116,9 +114,7 @@ def _claim(system: str, entry: Any, path: Path) -> Claim:
         raise SeedDamaged(f"{path}: a [[claim]] needs `id` and `statement`, given {entry!r}")
     here = entry.get("here", {})
     if not isinstance(here, dict):
-        raise SeedDamaged(
-            f"{path}: claim {entry['id']}: `here` must be a table like {{op = '>=', value = 5.0}}"
-        )
+        raise SeedDamaged(f"{path}: claim {entry['id']}: `here` must be a table like {{op = '>=', value = 5.0}}")
     return Claim(
         system=system,
         id=str(entry["id"]),
@@ -184,9 +180,7 @@ def results(papers: Iterable[Paper], runs: Sequence[Run]) -> tuple[ClaimResult, 
             elif tests_known:
                 found.append(ClaimResult(claim, "open"))
             else:
-                found.append(
-                    ClaimResult(claim, "not measured", note="these runs do not say whether a test exists")
-                )
+                found.append(ClaimResult(claim, "not measured", note="these runs do not say whether a test exists"))
     return tuple(found)
 
 

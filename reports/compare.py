@@ -6,10 +6,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports.quantity import quantity, significant, similarity
+from reports.quantity import similarity
 from reports.verdict import is_metric
 from systems.anubis import validator
 from systems.anubis.records import Measurement, Run, read_run_file
+from systems.anubis.units import quantity, significant
 
 MOVED_BELOW = 0.95
 
@@ -48,9 +49,7 @@ def read_one(name: str) -> Run:
     text, at, wanted = name.rpartition("@")
     path, wanted = (Path(text), wanted) if at and not Path(name).exists() else (Path(name), "")
     if not path.is_file():
-        raise RunNotNamed(
-            f"{path}: no such run file; give the path of a .parquet file that a recording run wrote"
-        )
+        raise RunNotNamed(f"{path}: no such run file; give the path of a .parquet file that a recording run wrote")
     runs = [run for run in read_run_file(path) if run.run_id.startswith(wanted)]
     if len(runs) != 1:
         known = ", ".join(run.run_id for run in read_run_file(path)[:5])

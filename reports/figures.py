@@ -13,12 +13,14 @@ from itertools import groupby
 from markupsafe import Markup
 
 from reports.overview import Distribution, Heat, Line, Peer
-from reports.quantity import quantity, signed, similarity
+from reports.quantity import signed, similarity
 from reports.verdict import SIGNS
 from systems.anubis.machine import Noise
+from systems.anubis.units import quantity
 
 CDF_WIDTH, CDF_HEIGHT = 300, 132
 HEAT_ROWS = 60
+LOG_FROM = 10
 QUIET = 0.10  # the pressure up to which the gate calls a machine quiet
 NOISE_PARTS = ("psi", "foreign", "steal", "throttled")
 
@@ -32,10 +34,10 @@ def headroom(near: float | None, alpha: float | None) -> float | None:
     return (near - alpha) / max(1.0 - alpha, 1e-9)
 
 
-def bucket(near: float | None, alpha: float | None) -> str:
+def bucket(near: float | None, alpha: float | None, status: str | None = None) -> str:
     """The style class of a heat cell: `h0` far beyond the threshold .. `h5` like the criterion, or `hx`."""
     room = headroom(near, alpha)
-    if room is None:
+    if room is None or status == "recorded":  # recorded with a similarity: its criterion is too noisy to gate
         return "hx"
     edges = (-1.0, 0.0, 0.25, 0.5, 0.75)
     return f"h{sum(room > edge for edge in edges)}"
@@ -103,12 +105,12 @@ def heat_map(heat: Heat) -> Markup:
         for c in range(columns):
             near, alpha, status = heat.similarity[r][c], heat.alpha[r][c], heat.status[r][c]
             x, y = left + c * cell_w, top + r * cell_h
-            shades.setdefault("hnone" if near is None else bucket(near, alpha), []).append(
+            shades.setdefault("hnone" if near is None else bucket(near, alpha, status), []).append(
                 f"M{x:.1f} {y}h{cell_w - 1:.1f}v{cell_h - 1}h-{cell_w - 1:.1f}z"
             )
             if status is not None and status != "pass":
                 place = f'x="{x + cell_w / 2 - 0.5:.1f}" y="{y + 11}"'
-                signs.append(f'<text class="{bucket(near, alpha)}" {place}>{SIGNS.get(status, "?")}</text>')
+                signs.append(f'<text class="{bucket(near, alpha, status)}" {place}>{SIGNS.get(status, "?")}</text>')
     parts = [f'<path class="{shade}" d="{"".join(path)}"/>' for shade, path in sorted(shades.items())]
     parts.append(f'<g class="cellsign" text-anchor="middle">{"".join(signs)}</g>')
     for row, name in enumerate(names):
@@ -157,10 +159,12 @@ def cdf(distribution: Distribution) -> Markup:
     line = distribution.metric.worst
     width, height, left, bottom, top = CDF_WIDTH, CDF_HEIGHT, 6, 18, 6
     edges = band(distribution)
-    low, high = _range(distribution, edges)
+    low, high, logarithmic = axis_limits(distribution)
 
     def x_at(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / (high - low) * (width - 2 * left)
+        value = min(max(value, low), high)
+        share = math.log(value / low) / math.log(high / low) if logarithmic else (value - low) / (high - low)
+        return left + share * (width - 2 * left)
 
     def y_at(share: float) -> float:
         return height - bottom - share * (height - bottom - top)
@@ -181,7 +185,7 @@ def cdf(distribution: Distribution) -> Markup:
         for curve in reversed(distribution.curves)
     )
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        value = low + share * (high - low)
+        value = low * (high / low) ** share if logarithmic else low + share * (high - low)
         parts.append(
             f'<text class="tick" x="{x_at(value):.1f}" y="{height - 5}" text-anchor="{anchor}">'
             f"{escape(quantity(value, line.unit))}</text>"
@@ -193,19 +197,24 @@ def cdf(distribution: Distribution) -> Markup:
     )
 
 
-def _range(
-    distribution: Distribution, edges: tuple[Sequence[float], Sequence[float]] | None
-) -> tuple[float, float]:
-    """What the axis shows: everything but the outermost thirtieth of each sample, with a little room."""
+def axis_limits(distribution: Distribution) -> tuple[float, float, bool]:
+    """(low, high, logarithmic): all but the outermost thirtieth of each sample, with a little room.
+
+    Latencies with long tails span decades: on a linear axis all but the tail would be one vertical line.
+    """
     vectors: list[Sequence[float]] = [curve.quantiles for curve in distribution.curves]
     vectors += [distribution.criterion] if distribution.criterion else []
-    vectors += list(edges or ()) + list(distribution.span or ())
+    vectors += list(distribution.span or ())
+    # The band of a criterion that is too noisy to gate would reach so far that nothing else could be seen.
+    if distribution.metric.worst.status != "recorded":
+        vectors += list(band(distribution) or ())
     cut = [(v[len(v) // 30], v[-1 - len(v) // 30]) for v in vectors if v]
     if not cut:
-        return 0.0, 1.0
+        return 0.0, 1.0, False
     low, high = min(c[0] for c in cut), max(c[1] for c in cut)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+    low, high = (max(low - room, 0.9 * low) if low > 0 else low - room), high + room
+    return low, high, low > 0 and high / low > LOG_FROM
 
 
 def _stairs(vector: Sequence[float], x_at: _Axis, y_at: _Axis) -> str:
@@ -219,9 +228,7 @@ def _stairs(vector: Sequence[float], x_at: _Axis, y_at: _Axis) -> str:
 
 def _area(low: Sequence[float], high: Sequence[float], x_at: _Axis, y_at: _Axis) -> str:
     """The area between two distribution functions."""
-    back = "".join(
-        f"V{y_at((k + 1) / len(high)):.1f}H{x_at(high[k]):.1f}" for k in range(len(high) - 1, -1, -1)
-    )
+    back = "".join(f"V{y_at((k + 1) / len(high)):.1f}H{x_at(high[k]):.1f}" for k in range(len(high) - 1, -1, -1))
     return f"{_stairs(low, x_at, y_at)}H{x_at(high[-1]):.1f}{back}V{y_at(0):.1f}z"
 
 
@@ -231,10 +238,7 @@ def _area(low: Sequence[float], high: Sequence[float], x_at: _Axis, y_at: _Axis)
 def ratio_limits(peers: Iterable[Peer]) -> tuple[float, float]:
     """Limits of the ratio axis, powers of two around all intervals and 1, and never tighter than 1/2 .. 2."""
     bounds = [
-        value
-        for peer in peers
-        for value in (peer.low, peer.high, peer.ratio)
-        if value > 0 and math.isfinite(value)
+        value for peer in peers for value in (peer.low, peer.high, peer.ratio) if value > 0 and math.isfinite(value)
     ]
     low = 2.0 ** math.floor(math.log2(min([0.5, *bounds])))
     high = 2.0 ** math.ceil(math.log2(max([2.0, *bounds])))

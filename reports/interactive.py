@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from reports.figures import band, bucket
+from reports.figures import axis_limits, band, bucket
 from reports.overview import Distribution, Heat, Overview, Peer
 
 Figure = dict[str, Any]
@@ -28,17 +28,7 @@ def interactive(overview: Overview) -> dict[str, Figure]:
 
 def heat_figure(heat: Heat) -> Figure:
     """Every node by every metric, in the shades of the static map; hovering tells the numbers."""
-    shades = [
-        [
-            None
-            if (near := heat.similarity[r][c]) is None
-            else int(bucket(near, heat.alpha[r][c])[1:] or 0)
-            if heat.alpha[r][c] is not None
-            else None
-            for c in range(len(heat.metrics))
-        ]
-        for r in range(len(heat.nodes))
-    ]
+    shades = [[_shade(heat, r, c) for c in range(len(heat.metrics))] for r in range(len(heat.nodes))]
     hover = [[_cell_text(heat, r, c) for c in range(len(heat.metrics))] for r in range(len(heat.nodes))]
     return {
         "data": [
@@ -65,13 +55,14 @@ def heat_figure(heat: Heat) -> Figure:
     }
 
 
+def _shade(heat: Heat, r: int, c: int) -> int | None:
+    shade = bucket(heat.similarity[r][c], heat.alpha[r][c], heat.status[r][c])
+    return None if shade == "hx" else int(shade[1:])
+
+
 def _cell_text(heat: Heat, r: int, c: int) -> str:
     near, alpha = heat.similarity[r][c], heat.alpha[r][c]
-    numbers = (
-        "not measured"
-        if near is None
-        else f"similarity {near:.4f}, alpha {alpha or 0:.4f}, {heat.status[r][c]}"
-    )
+    numbers = "not measured" if near is None else f"similarity {near:.4f}, alpha {alpha or 0:.4f}, {heat.status[r][c]}"
     return f"{escape(heat.metrics[c])}<br>{escape(heat.nodes[r].host)}: {escape(numbers)}"
 
 
@@ -93,14 +84,13 @@ def cdf_figure(distribution: Distribution) -> Figure:
         ]
     if distribution.criterion:
         traces.append(_steps(distribution.criterion, "criterion", "criterion"))
-    traces += [
-        _steps(curve.quantiles, escape(curve.run.short), curve.status) for curve in distribution.curves
-    ]
+    traces += [_steps(curve.quantiles, escape(curve.run.short), curve.status) for curve in distribution.curves]
+    scale = "log" if axis_limits(distribution)[2] else "linear"
     return {
         "data": traces,
         "layout": {
             "height": 340,
-            "xaxis": {"title": {"text": escape(line.unit)}, "exponentformat": "SI"},
+            "xaxis": {"title": {"text": escape(line.unit)}, "exponentformat": "SI", "type": scale},
             "yaxis": {"title": {"text": "share of samples"}, "range": [0, 1.02]},
         },
     }

@@ -11,7 +11,8 @@ import re
 from xml.etree import ElementTree
 
 from reports.overview import Line, Node, Overview
-from reports.quantity import quantity, signed, similarity
+from reports.quantity import signed, similarity
+from systems.anubis.units import quantity
 
 # What XML 1.0 cannot hold, not even escaped.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -27,7 +28,6 @@ def junit_xml(overview: Overview) -> bytes:
         for name in totals:
             totals[name] += int(suite.attrib[name])
     root.attrib.update({name: str(count) for name, count in totals.items()})
-    ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
@@ -84,9 +84,7 @@ def _case(line: Line) -> ElementTree.Element:
     if line.status == "defect":
         ElementTree.SubElement(case, "failure", message=message, type="defect").text = details
     elif line.status in {"error", "invalid"}:
-        ElementTree.SubElement(
-            case, "error", message=_text(line.error or message), type=line.status
-        ).text = details
+        ElementTree.SubElement(case, "error", message=_text(line.error or message), type=line.status).text = details
     elif line.status == "contended":
         ElementTree.SubElement(case, "skipped", message=f"contended: {message}")
     return case

@@ -35,6 +35,7 @@ from reports.interactive import interactive
 from reports.junit import junit_xml
 from reports.overview import Distribution, Line, Node, Overview, component_rank
 from reports.summary import gather, summarise
+from systems.anubis import units
 from systems.anubis.machine import Noise
 from systems.anubis.records import write_atomically
 
@@ -148,8 +149,7 @@ def _exchange(a: Path, b: Path) -> bool:
 def rendered(overview: Overview) -> Mapping[str, bytes]:
     """The report's files: name -> content."""
     drawn = {
-        name: {"data": figure["data"], "layout": figure["layout"]}
-        for name, figure in interactive(overview).items()
+        name: {"data": figure["data"], "layout": figure["layout"]} for name, figure in interactive(overview).items()
     }
     return {
         "plotly.min.js": get_plotlyjs().encode(),
@@ -174,9 +174,7 @@ def report_json(overview: Overview) -> dict[str, Any]:
         "headline": overview.headline,
         "meaning": overview.meaning,
         "next_steps": overview.next_steps,
-        "nodes": [
-            _node_json(node, with_points=index < NOISE_NODES) for index, node in enumerate(overview.nodes)
-        ],
+        "nodes": [_node_json(node, with_points=index < NOISE_NODES) for index, node in enumerate(overview.nodes)],
         "metrics": [asdict(metric) for metric in worst.values()],
         "lines": [asdict(line) for node in overview.nodes for line in node.lines if line.status != "pass"],
         "heat_maps": [asdict(heat) for heat in overview.heats],
@@ -208,9 +206,7 @@ def report_json(overview: Overview) -> dict[str, Any]:
 
 
 def _node_json(node: Node, *, with_points: bool) -> dict[str, Any]:
-    shallow = {
-        f.name: getattr(node, f.name) for f in fields(node) if f.name not in {"lines", "noise", "suspects"}
-    }
+    shallow = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in {"lines", "noise", "suspects"}}
     return {
         **{
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -225,9 +221,7 @@ def _node_json(node: Node, *, with_points: bool) -> dict[str, Any]:
             for suspect in node.suspects
         ],
         "noise": noise_summary(node),
-        "noise_points": [{"seconds": at, **asdict(noise)} for at, noise in node.noise]
-        if with_points
-        else None,
+        "noise_points": [{"seconds": at, **asdict(noise)} for at, noise in node.noise] if with_points else None,
     }
 
 
@@ -290,14 +284,14 @@ def html(overview: Overview) -> str:
 
 def _filters() -> dict[str, Callable[..., Any]]:
     return {
-        "quantity": quantity.quantity,
+        "quantity": units.quantity,
         "similarity": quantity.similarity,
         "signed": quantity.signed,
         "percent": quantity.percent,
         "ratio": quantity.ratio,
         "duration": quantity.duration,
         "stated": quantity.stated,
-        "significant": quantity.significant,
+        "significant": units.significant,
         "bound": claims.bound,
         "loudest": loudest,
         "breakable": breakable,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reports.claims import Paper, read_seeds, results
 from reports.overview import (
@@ -33,7 +34,7 @@ from reports.overview import (
     Suspect,
     component_rank,
 )
-from reports.verdict import deficit, fleet_words, is_metric, is_ratio, severity, suspects_of, verdict_of
+from reports.verdict import fleet_words, is_metric, is_ratio, severity, suspects_of, verdict_of
 from systems.anubis.machine import Noise
 from systems.anubis.records import (
     Criteria,
@@ -47,6 +48,7 @@ from systems.anubis.records import (
     metric_id,
     read_runs,
 )
+from systems.anubis.suspects import deficit
 from systems.anubis.validator import InvalidSample, quantiles
 
 CURVE_POINTS = 64
@@ -92,8 +94,12 @@ def summarise(sources: Sources) -> Overview:
     runs = sources.runs.runs
     latest = {run.machine.node: run for run in runs}  # oldest first, so the latest of each node stays
     tally = Counter(run.machine.node for run in runs)
+    in_force = {
+        kind: {name: _in_force(stored) for name, stored in metrics.items()}
+        for kind, metrics in sources.criteria.items()
+    }
     nodes = sorted(
-        (_node(run, sources.criteria, tally[run.machine.node]) for run in latest.values()),
+        (_node(run, in_force.get(run.machine.kind, {}), tally[run.machine.node]) for run in latest.values()),
         key=lambda node: (
             severity(node.verdict.status),
             1.0 if node.lowest_margin is None else node.lowest_margin,
@@ -102,27 +108,15 @@ def summarise(sources: Sources) -> Overview:
         ),
     )
     metrics = _metrics(nodes)
-    criteria = _criteria_lines(sources.criteria, nodes)
-    judged = {line.id for node in nodes for line in node.lines}
+    criteria = _criteria_lines(sources.criteria, in_force, nodes)
     if len(nodes) == 1:
         verdict = nodes[0].verdict
-        status, headline, meaning, steps = (
-            verdict.status,
-            verdict.headline,
-            verdict.meaning,
-            verdict.next_steps,
-        )
+        status, headline, meaning, steps = verdict.status, verdict.headline, verdict.meaning, verdict.next_steps
     elif nodes:
         status, headline, meaning, steps = fleet_words((node.ref.host, node.verdict) for node in nodes)
     else:
-        status, headline, meaning = (
-            "recorded",
-            "No runs yet",
-            "This folder holds no run file that can be read.",
-        )
-        steps = (
-            "Run make gate, or pytest suites --gate: it writes a run file, and this page then has a verdict.",
-        )
+        status, headline, meaning = "recorded", "No runs yet", "This folder holds no run file that can be read."
+        steps = ("Run make gate, or pytest suites --gate: it writes a run file, and this page then has a verdict.",)
     return Overview(
         status=status,
         headline=headline,
@@ -137,11 +131,23 @@ def summarise(sources: Sources) -> Overview:
         peers=_peers(runs),
         criteria=criteria,
         provenance=_provenance(sources.criteria, nodes),
-        unmeasured=tuple(line.id for line in criteria if line.id not in judged),
+        unmeasured=tuple(line.id for line in criteria if line.use == "orphaned"),
         runs=tuple(_past(run) for run in reversed(runs)),
         skipped=sources.skipped,
         journals=sources.journals,
     )
+
+
+@dataclass(frozen=True)
+class _InForce:
+    """What every line needs of its criterion, worked out once: hashing a criterion costs more than reading a row."""
+
+    median: float
+    hash: str
+
+
+def _in_force(stored: StoredCriterion) -> _InForce:
+    return _InForce(float(np.median(np.asarray(stored.criterion.quantiles, dtype=np.float64))), stored.hash)
 
 
 def anchor_of(kind: str, name: str) -> str:
@@ -155,9 +161,9 @@ def ref_of(run: Run) -> RunRef:
     return RunRef(run.run_id, run.machine.node, host, run.started.isoformat(timespec="seconds"))
 
 
-def _node(run: Run, criteria: Mapping[str, Criteria], runs: int) -> Node:
+def _node(run: Run, in_force: Mapping[str, _InForce], runs: int) -> Node:
     ref = ref_of(run)
-    lines = _lines(run, criteria.get(run.machine.kind, {}), ref)
+    lines = _lines(run, in_force, ref)
     counts = Counter(line.status for line in lines)
     suspects = suspects_of(run)
     code, provisional = run.facts.get("exit_code"), run.facts.get("provisional")
@@ -171,9 +177,7 @@ def _node(run: Run, criteria: Mapping[str, Criteria], runs: int) -> Node:
         seconds=_cost(run),
         tests=len({row.test for row in run.rows}),
         counts=dict(sorted(counts.items())),
-        suspects=tuple(
-            Suspect(component, score, _findings(lines, component)) for component, score in suspects
-        ),
+        suspects=tuple(Suspect(component, score, _findings(lines, component)) for component, score in suspects),
         lines=lines,
         lowest_margin=min((line.margin for line in lines if line.margin is not None), default=None),
         commit=run.commit,
@@ -185,22 +189,18 @@ def _node(run: Run, criteria: Mapping[str, Criteria], runs: int) -> Node:
     )
 
 
-def _lines(run: Run, criteria: Criteria, ref: RunRef) -> tuple[Line, ...]:
+def _lines(run: Run, in_force: Mapping[str, _InForce], ref: RunRef) -> tuple[Line, ...]:
     retries: dict[str, list[float]] = {}
     for row in run.rows:
         if row.attempt > 0 and row.similarity is not None and row.rival is None:
             retries.setdefault(row.id, []).append(row.similarity)
     lines = [
-        _line(run, row, criteria.get(row.id), tuple(retries.get(row.id, ())), ref)
-        for row in run.rows
-        if is_metric(row)
+        _line(run, row, in_force.get(row.id), tuple(retries.get(row.id, ())), ref) for row in run.rows if is_metric(row)
     ]
     return tuple(sorted(lines, key=_line_order))
 
 
-def _line(
-    run: Run, row: Measurement, stored: StoredCriterion | None, retries: tuple[float, ...], ref: RunRef
-) -> Line:
+def _line(run: Run, row: Measurement, in_force: _InForce | None, retries: tuple[float, ...], ref: RunRef) -> Line:
     return Line(
         id=row.id,
         anchor=anchor_of(run.machine.kind, row.id),
@@ -212,7 +212,7 @@ def _line(
         status=row.status,
         median=statistics.median(row.values) if row.values else None,
         samples=len(row.values),
-        criterion_median=None if stored is None else _median_of(stored),
+        criterion_median=None if in_force is None else in_force.median,
         similarity=row.similarity,
         alpha=row.alpha,
         margin=_margin(row),
@@ -222,13 +222,9 @@ def _line(
         error=row.error,
         retries=retries,
         criterion=row.criterion,
-        changed=stored is not None and row.criterion is not None and row.criterion != stored.hash,
+        changed=in_force is not None and row.criterion is not None and row.criterion != in_force.hash,
         run=ref,
     )
-
-
-def _median_of(stored: StoredCriterion) -> float:
-    return float(np.median(np.asarray(stored.criterion.quantiles, dtype=np.float64)))
 
 
 def _margin(row: Measurement) -> float | None:
@@ -248,9 +244,7 @@ def _line_order(line: Line) -> tuple[int, float, int, str]:
 
 def _findings(lines: Iterable[Line], component: str) -> tuple[Line, ...]:
     return tuple(
-        line
-        for line in lines
-        if line.component == component and line.status in {"defect", "contended", "flaky"}
+        line for line in lines if line.component == component and line.status in {"defect", "contended", "flaky"}
     )
 
 
@@ -325,20 +319,14 @@ def _heats(nodes: Sequence[Node]) -> tuple[Heat, ...]:
                 similarity=tuple(
                     tuple(row[name].similarity if name in row else None for name in names) for row in cells
                 ),
-                alpha=tuple(
-                    tuple(row[name].alpha if name in row else None for name in names) for row in cells
-                ),
-                status=tuple(
-                    tuple(row[name].status if name in row else None for name in names) for row in cells
-                ),
+                alpha=tuple(tuple(row[name].alpha if name in row else None for name in names) for row in cells),
+                status=tuple(tuple(row[name].status if name in row else None for name in names) for row in cells),
             )
         )
     return tuple(heats)
 
 
-def _distributions(
-    metrics: Sequence[Metric], nodes: Sequence[Node], sources: Sources
-) -> tuple[Distribution, ...]:
+def _distributions(metrics: Sequence[Metric], nodes: Sequence[Node], sources: Sources) -> tuple[Distribution, ...]:
     judged = [metric for metric in metrics if metric.worst.drawn]
     latest = {node.ref.run_id for node in nodes}
     samples: dict[tuple[str, str], list[tuple[Run, Measurement]]] = {}
@@ -362,12 +350,8 @@ def _distribution(
     newest.sort(key=lambda pair: (severity(pair[1].status), -deficit(pair[1])))
     drawn = newest[:CURVES_DRAWN]
     drawn_ids = {run.run_id for run, _ in drawn}
-    curves = [Curve(ref_of(run), row.status, vector) for run, row in drawn if (vector := _vector(row))]
-    rest = [
-        vector
-        for run, row in samples
-        if run.run_id not in drawn_ids and (vector := _vector(row, CURVE_POINTS))
-    ]
+    curves = [Curve(ref_of(run), row.status, _six_digits(vector)) for run, row in drawn if len(vector := _vector(row))]
+    rest = [vector for run, row in samples if run.run_id not in drawn_ids and len(vector := _vector(row, CURVE_POINTS))]
     span = None
     if rest:
         table = np.asarray(rest)
@@ -381,12 +365,12 @@ def _distribution(
     )
 
 
-def _vector(row: Measurement, points: int | None = None) -> tuple[float, ...]:
+def _vector(row: Measurement, points: int | None = None) -> NDArray[np.float64]:
     """At most `CURVE_POINTS` quantiles of the row's sample; empty for a sample that cannot be drawn."""
     try:
-        return _six_digits(quantiles(row.values, points or min(CURVE_POINTS, len(row.values))))
+        return quantiles(row.values, points or min(CURVE_POINTS, len(row.values)))
     except InvalidSample:
-        return ()
+        return np.empty(0)
 
 
 def _six_digits(values: Iterable[float]) -> tuple[float, ...]:
@@ -410,14 +394,10 @@ def _peers(runs: Sequence[Run]) -> tuple[Peer, ...]:
 def _peer(row: Measurement, beside: Sequence[Measurement], ref: RunRef) -> Peer:
     of, over = row.params["of"], row.params["over"]
     params = {name: value for name, value in row.params.items() if name not in {"of", "over"}}
-    rivals = [
-        other for other in beside if other.values and not is_ratio(other) and dict(other.params) == params
-    ]
+    rivals = [other for other in beside if other.values and not is_ratio(other) and dict(other.params) == params]
     theirs = next((other for other in rivals if other.rival == over), None)
     ours = next((other for other in rivals if other.rival == of), None)
-    if (
-        ours is None and theirs is not None
-    ):  # the first contender is the test's own metric, and no one's rival
+    if ours is None and theirs is not None:  # the first contender is the test's own metric, and no one's rival
         ours = next((other for other in rivals if other.rival is None and other.unit == theirs.unit), None)
     shown = theirs or ours
     return Peer(
@@ -438,7 +418,9 @@ def _peer(row: Measurement, beside: Sequence[Measurement], ref: RunRef) -> Peer:
     )
 
 
-def _criteria_lines(criteria: Mapping[str, Criteria], nodes: Sequence[Node]) -> tuple[CriterionLine, ...]:
+def _criteria_lines(
+    criteria: Mapping[str, Criteria], in_force: Mapping[str, Mapping[str, _InForce]], nodes: Sequence[Node]
+) -> tuple[CriterionLine, ...]:
     used: dict[tuple[str, str], bool] = {}
     for node in nodes:
         for line in node.lines:
@@ -448,9 +430,7 @@ def _criteria_lines(criteria: Mapping[str, Criteria], nodes: Sequence[Node]) -> 
     for kind, metrics in sorted(criteria.items()):
         for name, stored in metrics.items():
             c = stored.criterion
-            use = (
-                "orphaned" if (kind, name) not in used else "changed since" if used[kind, name] else "in use"
-            )
+            use = "orphaned" if (kind, name) not in used else "changed since" if used[kind, name] else "in use"
             lines.append(
                 CriterionLine(
                     kind=kind,
@@ -459,7 +439,7 @@ def _criteria_lines(criteria: Mapping[str, Criteria], nodes: Sequence[Node]) -> 
                     component=stored.component,
                     unit=stored.unit,
                     better=c.better,
-                    median=_median_of(stored),
+                    median=in_force[kind][name].median,
                     alpha=c.alpha,
                     calibrated=c.calibrated,
                     gates=c.gates,
@@ -469,7 +449,7 @@ def _criteria_lines(criteria: Mapping[str, Criteria], nodes: Sequence[Node]) -> 
                     runs=len(stored.runs),
                     learned_at=stored.learned_at,
                     stack=stored.stack,
-                    hash=stored.hash,
+                    hash=in_force[kind][name].hash,
                     use=use,
                 )
             )

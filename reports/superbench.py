@@ -157,8 +157,7 @@ def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
             ) from error
         if not isinstance(data, dict) or not isinstance(data.get("node"), str):
             raise ImportFailed(
-                f'{path}, line {number}: expected an object with a "node" name and '
-                '"benchmark/metric:rank" keys'
+                f'{path}, line {number}: expected an object with a "node" name and "benchmark/metric:rank" keys'
             )
         found.append((data["node"], {str(key): value for key, value in data.items() if key != "node"}))
     if not found:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from systems.anubis.records import Measurement, Run
+from systems.anubis.suspects import rank_suspects
 
 # Worst first: this is the order in which one row, or one node, stands for many.
 SEVERITY = (
@@ -53,7 +54,7 @@ SIGNS = {
 }
 
 EXIT_CODES = {
-    0: "pass",
+    0: "no defect found",
     1: "a test failed as code",
     2: "interrupted",
     3: "internal error",
@@ -66,7 +67,6 @@ EXIT_CODES = {
 _INTERRUPTED = range(2, 6)
 
 # A model workload that is slow because a component is slow must not be blamed before that component.
-_EXPLAINED_LAST = ("model", "harness")
 
 _TOLD = 4  # nodes that a fleet's headline names
 
@@ -139,18 +139,8 @@ def _from_rows(run: Run) -> str:
     return "new" if "new" in metrics else "recorded"
 
 
-def deficit(row: Measurement) -> float:
-    """How far a judged row is beyond its threshold, as a share of the room that the threshold leaves."""
-    if row.similarity is None or row.alpha is None:
-        return 0.0
-    return (row.alpha - row.similarity) / max(1.0 - row.alpha, 1e-9)
-
-
 def suspects_of(run: Run) -> tuple[tuple[str, float], ...]:
-    """(component, score), first suspect first: as the run ranked them, else by mean deficit.
-
-    The mean is over all judged metrics of a component, so that having many makes it no more suspect.
-    """
+    """(component, score), first suspect first: as the run ranked them, else ranked from its rows."""
     given = run.facts.get("suspects")
     if isinstance(given, Sequence) and not isinstance(given, str):
         pairs = [
@@ -160,13 +150,7 @@ def suspects_of(run: Run) -> tuple[tuple[str, float], ...]:
         ]
         if pairs:
             return tuple(pairs)
-    deficits: dict[str, list[float]] = {}
-    for row in run.rows:
-        if is_metric(row) and row.similarity is not None:
-            bad = row.status in {"defect", "contended"}
-            deficits.setdefault(row.component, []).append(deficit(row) if bad else 0.0)
-    scores = {component: sum(values) / len(values) for component, values in deficits.items() if any(values)}
-    return tuple(sorted(scores.items(), key=lambda item: (item[0] in _EXPLAINED_LAST, -item[1], item[0])))
+    return tuple((suspect.component, suspect.score) for suspect in rank_suspects(run.rows))
 
 
 def verdict_of(run: Run, counts: Mapping[str, int], suspects: Sequence[tuple[str, float]]) -> Verdict:
@@ -188,10 +172,21 @@ def verdict_of(run: Run, counts: Mapping[str, int], suspects: Sequence[tuple[str
             "can tell that it changed, not that it was good to begin with."
         )
         steps = [_LEARN_FROM_MORE]
+    elif status == "recorded" and facts.get("mode") in {"gate", "strict"}:
+        headline = "Not judged: the criteria are too noisy"
+        meaning = (
+            "These metrics vary so much between the runs that they were learned from that no verdict on them would "
+            "mean anything. This is no pass."
+        )
+        steps = ["Learn again with --learn on a quiet machine; what stays noisy there needs a better benchmark."]
     elif status == "incomplete":
         meaning = f"{meaning} {_why_incomplete(facts)}"
     if status == "pass" and counts.get("new"):
         steps.append(f"{counts['new']} metrics have no criterion yet and were not judged: --learn adds them.")
+    if status == "pass" and counts.get("recorded"):
+        steps.append(
+            f"{counts['recorded']} metrics were recorded and not judged: their criteria are too noisy to gate."
+        )
     return Verdict(status=status, headline=headline, meaning=meaning, next_steps=tuple(steps), stated=stated)
 
 
@@ -253,26 +248,22 @@ _NEXT: Mapping[str, tuple[str, ...]] = {
         "Drain the machine, or wait until it is idle, and run the gate again.",
         "The noise section below shows when the pressure came, and of which kind.",
     ),
-    "flaky": (
-        "Run the gate again with --confirm 4. A metric that stays flaky on a quiet machine deserves a look.",
-    ),
+    "flaky": ("Run the gate again with --confirm 4. A metric that stays flaky on a quiet machine deserves a look.",),
     "failed": ("Read the errors among the metrics below, mend the test or its environment, and run again.",),
     "new": ("Run the gate with --learn, on at least three healthy machines of this kind if you can.",),
-    "invalid": (
-        "Read the invalid metrics below: the benchmark itself needs a look before the machine does.",
-    ),
+    "invalid": ("Read the invalid metrics below: the benchmark itself needs a look before the machine does.",),
     "incomplete": ("Run the gate again, and let it end.",),
     "recorded": ("Judge it with the gate: make gate, or pytest suites --gate.",),
 }
 
 
 def fleet_words(verdicts: Iterable[tuple[str, Verdict]]) -> tuple[str, str, str, tuple[str, ...]]:
-    """(status, headline, meaning, next steps) over several nodes, each given as (name, verdict)."""
+    """(status, headline, meaning, next steps) over nodes, given as (name, verdict), worst first."""
     named = list(verdicts)
     fit = [name for name, verdict in named if verdict.status == "pass"]
     others = sorted(
         ((name, verdict) for name, verdict in named if verdict.status != "pass"),
-        key=lambda item: (severity(item[1].status), item[0]),
+        key=lambda item: severity(item[1].status),  # stable: among equals, the order given
     )
     if not others:
         return "pass", f"Fit: all {len(named)} nodes", "Every node's latest run passes.", ()

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.ensemble import IsolationForest
-from sklearn.neighbors import LocalOutlierFactor
 
 from systems.anubis import synthetic
 from systems.anubis.validator import learn
@@ -32,11 +30,15 @@ def median_absolute_deviations(worse):
 
 
 def isolation_forest(worse):
+    from sklearn.ensemble import IsolationForest
+
     scores = -IsolationForest(n_estimators=100, random_state=0).fit(worse[:, None]).score_samples(worse[:, None])
     return np.where(worse < np.median(worse), scores, 0)
 
 
 def local_outlier_factor(worse):
+    from sklearn.neighbors import LocalOutlierFactor
+
     # More neighbours than there are defects, or the defects are each other's neighbours.
     model = LocalOutlierFactor(n_neighbors=len(worse) // 10).fit(worse[:, None])
     return np.where(worse < np.median(worse), -model.negative_outlier_factor_, 0)
@@ -90,6 +92,7 @@ def found_by_learning(fleet):
 
 @pytest.mark.parametrize("means", ["invented", "golden"])
 def test_recovers_planted_defects(means, data):
+    pytest.importorskip("sklearn", reason="two of the peers are scikit-learn's: pip install maat[peers]")
     if means == "golden":
         metrics = [metric for machine in ("ndv4", "ndmv4")
                    for metric in synthetic.golden_metrics(data(f"anubis/superbench_{machine}_a100_v0.4_golden.json"))]

@@ -92,9 +92,7 @@ def test_twenty_steps_train(name: str) -> None:
     assert fitted.coef[1] < 0
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name != "resnet"]
-)  # batch norm infers differently
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "resnet"])  # batch norm infers differently
 def test_the_loss_is_the_cross_entropy_of_the_logits(name: str) -> None:
     steps = build(name)
     logits = steps.infer(0).double().numpy()
@@ -166,9 +164,7 @@ def test_a_seed_decides_weights_and_inputs(name: str) -> None:
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.inputs, other.inputs)
     matrices = [key for key, value in first.model.named_parameters() if value.ndim > 1]
-    assert not any(
-        torch.equal(first.model.state_dict()[key], other.model.state_dict()[key]) for key in matrices
-    )
+    assert not any(torch.equal(first.model.state_dict()[key], other.model.state_dict()[key]) for key in matrices)
 
 
 # ---- the GPU presets are checked without a GPU: on the meta device shapes are real and nothing is computed
@@ -249,9 +245,7 @@ def test_another_process_with_another_thread_count_gets_the_same_digests(digests
 
 def test_digests_differ_by_seed_and_by_step_count() -> None:
     values = {
-        models.training_digest(models.build(TINY, "cpu", seed=seed), count)
-        for seed in range(2)
-        for count in (1, 2)
+        models.training_digest(models.build(TINY, "cpu", seed=seed), count) for seed in range(2) for count in (1, 2)
     }
     assert len(values) == 4
 
@@ -288,9 +282,7 @@ def test_one_flipped_bit_in_one_activation_of_one_step_changes_the_digest(where:
     assert models.training_digest(healthy) != models.training_digest(corrupt)
     assert calls == 4
     after, expected = corrupt.model.state_dict(), healthy.model.state_dict()
-    assert all(torch.equal(after[key], expected[key]) for key in expected), (
-        "the weights alone would have hidden it"
-    )
+    assert all(torch.equal(after[key], expected[key]) for key in expected), "the weights alone would have hidden it"
 
 
 def test_a_digest_leaves_no_hook_behind() -> None:
@@ -334,9 +326,7 @@ def unusual_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("unusual_state")
 @pytest.mark.parametrize("name", NAMES)
-def test_building_and_digesting_leave_global_settings_as_they_were(
-    name: str, digests: dict[str, str]
-) -> None:
+def test_building_and_digesting_leave_global_settings_as_they_were(name: str, digests: dict[str, str]) -> None:
     before = global_state()
     steps = build(name)
     assert {value.dtype for value in steps.model.parameters()} == {torch.float32}
@@ -359,9 +349,7 @@ def test_a_step_that_fails_leaves_global_settings_as_they_were() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        models.UnknownWorkload, match=r"'brt' for cpu.*bert, gpt2, llama, mixtral, vit, resnet, lstm"
-    ):
+    with pytest.raises(models.UnknownWorkload, match=r"'brt' for cpu.*bert, gpt2, llama, mixtral, vit, resnet, lstm"):
         models.workload("brt", "cpu")
 
 

@@ -64,8 +64,14 @@ def learn_by_brute_force(samples, better, alpha=0.95, adaptive=True):
     for i, row in enumerate(rows):
         loss, gain = np.maximum(c - row, 0).mean(), np.maximum(row - c, 0).mean()
         one = {"higher": 1 - loss / c.mean(), "lower": c.mean() / (c.mean() + gain), "target": near[i, medoid]}[better]
-        verdicts.append("pass" if healthy[i] else "defect" if one <= cut + 1e-12 else "suspect")
+        worse = side_is_worse(loss, gain, better) or one <= cut + 1e-12
+        verdicts.append("pass" if healthy[i] else "defect" if worse else "suspect")
     return np.array(verdicts), healthy, medoid
+
+
+def side_is_worse(loss, gain, better):
+    """Whether a sample is worse on balance than the criterion, from what it is below and above it."""
+    return {"higher": loss >= gain - 1e-12, "lower": gain >= loss - 1e-12, "target": True}[better]
 
 
 # --- quantile vectors
@@ -259,13 +265,14 @@ def test_learning_does_not_depend_on_the_unit(samples, side, unit):
 
 
 @given(populations(), better)
-def test_healthy_and_defect_are_told_apart_by_the_criterion(samples, side):
+def test_the_medoid_passes_and_a_suspect_is_better_than_it(samples, side):
     learned = learned_or_none(samples, side)
     if learned is not None:
         criterion = learned.criterion
         assert criterion.judge(samples[learned.medoid]).similarity == 1
         assert learned.verdicts[learned.medoid] == "pass"
         for row in samples[learned.verdicts == "suspect"]:
+            assert (row.mean() > criterion.quantiles.mean()) == (side == "higher")
             assert one_sided(row, criterion.quantiles, side) > similarity(row, criterion.quantiles)
 
 

@@ -133,15 +133,19 @@ def test_few_runs_hold_the_false_alarm_rate_of_a_family_of_metrics(n, better):
         assert_at_most(30 * false_alarm_rates(n, cv, better, family=30), 0.01)
 
 
-def test_few_runs_of_a_series_hold_the_false_alarm_rate():
+@pytest.mark.parametrize("side", ["higher", "lower", "target"])
+@pytest.mark.parametrize(("cv", "step_cv"), [(0.04, 0.05), (0.002, 0.3), (0.03, 0.3)],
+                         ids=["runs differ", "steps differ", "both differ"])
+def test_few_runs_of_a_series_hold_the_false_alarm_rate(cv, step_cv, side):
     generator = np.random.default_rng(3)
-    alarms = []
-    for _ in range(300):
-        runs = 1 + 0.04 * generator.standard_normal((26, 1))
-        runs = runs * (1 + 0.05 * generator.standard_normal((26, 16)))
-        criterion = learn(runs[:6], "higher").criterion
-        alarms.append(np.mean([criterion.judge(run).status == "defect" for run in runs[6:]]))
-    assert_at_most(np.array(alarms), 0.01)
+    for n in (4, 6, 20):
+        alarms = []
+        for _ in range(200):
+            runs = 1 + cv * generator.standard_normal((n + 20, 1))
+            runs = np.maximum(runs * (1 + step_cv * generator.standard_normal((n + 20, 16))), 0.05)
+            criterion = learn(runs[:n], side).criterion
+            alarms.append(np.mean([criterion.judge(run).status == "defect" for run in runs[n:]]))
+        assert_at_most(np.array(alarms), 0.01)
 
 
 @pytest.mark.parametrize("noise", [stats.norm, stats.laplace, stats.t(4), stats.uniform(-2, 4)],
@@ -159,6 +163,19 @@ def test_many_runs_hold_the_false_alarm_rate_whatever_the_noise(noise):
         # What the exclusion cut drops from the healthy nodes themselves, in heavy tails, comes on top of delta.
         assert_at_most(np.array(rates), 0.01 + np.mean(dropped))
         assert np.mean(dropped) < 0.006
+
+
+@pytest.mark.parametrize("family", [1, 30])
+def test_the_threshold_of_few_runs_is_students_prediction_bound(family):
+    rates = np.array([88.0, 101.0, 97.0, 108.0, 95.0, 104.0, 92.0])
+    deficits = 1 - rates / 97.0
+    t = stats.t.ppf(1 - 0.01 / family, len(rates) - 1)
+    bound = max(deficits.mean(), 0) + t * deficits.std(ddof=1) * np.sqrt(1 + 1 / len(rates))
+    learned = learn(rates, "higher", family=family)
+    assert learned.healthy.all()
+    assert learned.criterion.quantiles == [97.0]
+    assert learned.criterion.alpha == pytest.approx(1 - bound, abs=2e-6)
+    assert learn(1 / rates, "lower", family=family).criterion.alpha == pytest.approx(1 - bound, abs=2e-6)
 
 
 def test_a_target_fails_on_both_sides_no_oftener_than_delta():
@@ -195,9 +212,9 @@ def test_a_latency_and_its_reciprocal_rate_get_the_same_threshold():
 
 
 def test_a_run_exactly_at_a_noise_bound_passes():
-    values = np.repeat([100.0, 97.0, 93.0], [500, 400, 100])  # noise in three steps: many runs sit on the bound
-    learned = learn(values, "higher")
-    assert learned.criterion.alpha < 0.95
+    # A metric with few possible values: many runs sit on the bound, and would all fail if it did not count as noise.
+    learned = learn(np.repeat([104.0, 100.0, 97.0, 93.0], [200, 400, 200, 200]), "higher")
+    assert learned.criterion.quantiles == [100.0]
     assert learned.criterion.alpha == pytest.approx(0.93, abs=2e-6)
     assert learned.judge(93.0).status == "pass"
 

@@ -35,12 +35,13 @@ here = { op = "in", value = [10.0, 11.0], why = "as in the paper" }
 
 
 @pytest.fixture
-def project(pytester):
+def project(pytester, monkeypatch):
     pytester.makeconftest(CONFTEST)
     pytester.makeini(
         "[pytest]\npython_files = test_*.py\nmarkers =\n    component(name)\n    claim(id)\n    gpu\n    slow\n"
     )
     pytester.syspathinsert(ROOT)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     (pytester.path / "seeds").mkdir()
     (pytester.path / "seeds/demo.toml").write_text(SEED)
     (pytester.path / "suites/demo").mkdir(parents=True)

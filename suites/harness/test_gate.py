@@ -111,6 +111,7 @@ def machine(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Machi
     )
     pytester.syspathinsert(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the pytest inside is nobody's worker
     folder = pytester.path / "suites" / "demo"
     folder.mkdir(parents=True)
     (folder / "bench_demo.py").write_text(BENCH)
@@ -290,15 +291,29 @@ def test_a_test_that_hangs_is_stopped_and_the_rest_goes_on(machine):
 
 def test_worst_exit_code_wins(machine):
     s = judging.exit_status
-    assert s(2, True, {"defect"}, True, True) == 2
-    assert s(5, False, set(), False, False) == 5
-    assert s(1, True, {"defect", "contended"}, True, False) == 1
-    assert s(1, False, {"defect", "new", "contended"}, True, False) == 10
-    assert s(1, False, {"new", "contended"}, True, False) == 12
-    assert s(0, False, {"new", "contended"}, False, False) == 11
-    assert s(0, False, {"flaky", "pass"}, False, False) == 11
-    assert s(0, False, {"new", "pass", "recorded"}, False, False) == 0
-    assert s(0, False, set(), False, True) == 1
+    assert s(2, True, {"defect"}, "strict", True) == 2
+    assert s(5, False, set(), "gate") == 5
+    assert s(1, True, {"defect", "contended"}, "strict") == 1
+    assert s(1, False, {"defect", "new", "contended"}, "strict") == 10
+    assert s(1, False, {"new", "contended"}, "strict") == 12
+    assert s(0, False, {"new", "contended"}, "gate") == 11
+    assert s(0, False, {"flaky", "pass"}, "gate") == 11
+    assert s(0, False, {"new", "pass", "recorded"}, "gate") == 0
+    assert s(0, False, {"recorded"}, "gate") == 11
+    assert s(0, False, {"recorded"}, "record") == 0
+    assert s(0, False, {"pass"}, "gate", True) == 1
+
+
+def test_a_gate_that_could_judge_nothing_has_not_validated_the_machine(machine):
+    for seconds in (0.010, 0.030, 0.011, 0.028, 0.012):
+        machine.set_speed(seconds)
+        machine.run("--record", "-k", "read")
+    machine.run("--learn", "-k", "read")
+    result = machine.run("--gate", "-k", "read")
+    assert result.ret == 11
+    result.stdout.fnmatch_lines(["*verdict: INVALID*nothing judged*"])
+    assert {row.status for row in machine.runs[-1].rows} == {"recorded"}
+    assert any("too noisy to gate" in line for line in machine.runs[-1].rows[0].evidence)
 
 
 def test_junit_carries_the_verdicts(machine):

@@ -29,6 +29,7 @@ def project(pytester, monkeypatch):
         "markers =\n    component(name)\n    claim(id)\n    gpu\n    slow\n"
     )
     pytester.syspathinsert(ROOT)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     (pytester.path / "suites" / "demo").mkdir(parents=True)
 
     def run(body, *args):

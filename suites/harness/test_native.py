@@ -249,9 +249,7 @@ def test_a_header_that_a_flag_forces_in_is_part_of_the_key(cache, tmp_path):
     header.write_text("#define VALUE 1\n")
     before = native.plan("int value(void) { return VALUE; }\n", flags=["-include", str(header)])
     header.write_text("#define VALUE 2\n")
-    assert (
-        native.plan("int value(void) { return VALUE; }\n", flags=["-include", str(header)]).key != before.key
-    )
+    assert native.plan("int value(void) { return VALUE; }\n", flags=["-include", str(header)]).key != before.key
 
 
 @needs_compiler
@@ -348,9 +346,7 @@ def test_a_name_that_is_no_file_name_is_refused(name):
 # ----------------------------------------------------------------------------------------------- no compiler
 
 
-@pytest.mark.parametrize(
-    "environment", [{"PATH": "", "CC": None}, {"CC": "missing-compiler"}, {"CC": "/bin/false"}]
-)
+@pytest.mark.parametrize("environment", [{"PATH": "", "CC": None}, {"CC": "missing-compiler"}, {"CC": "/bin/false"}])
 def test_without_a_compiler_load_gives_none_and_one_warning(tmp_path, kernel, environment):
     output = finish(
         start(
@@ -505,9 +501,7 @@ def test_what_a_build_killed_long_ago_left_is_removed(cache, kernel):
 def test_a_source_that_changes_during_its_compilation_is_not_cached(cache, kernel, tmp_path, monkeypatch):
     real = native.compiler().command[0]
     wrapper = tmp_path / "editing-cc"
-    wrapper.write_text(
-        f'#!/bin/sh\ncase "$*" in *-shared*) echo "/* edited */" >> {kernel};; esac\nexec {real} "$@"\n'
-    )
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo "/* edited */" >> {kernel};; esac\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("CC", str(wrapper))
     with pytest.raises(native.CompileError, match="changed while"):
@@ -557,15 +551,11 @@ def test_a_cache_that_others_may_write_to_is_not_trusted(cache, kernel):
 
 
 @needs_compiler
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root, to mount a full disk"
-)
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root, to mount a full disk")
 @pytest.mark.parametrize("options", ["size=4k,mode=700", "noexec,mode=700"])
 def test_a_full_or_noexec_cache_gives_way_to_a_private_one(cache, kernel, options):
     cache.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", cache], capture_output=True, text=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", cache], capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"mount is not allowed here: {mounted.stderr.strip()}")
     try:

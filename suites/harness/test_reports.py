@@ -27,11 +27,11 @@ from reports import NotAReport, build, gather, summarise
 from reports.__main__ import main
 from reports.claims import bound, holds, read_seeds
 from reports.compare import compare, table
-from reports.figures import band, bucket, headroom
+from reports.figures import axis_limits, band, bucket, headroom
 from reports.interactive import interactive
 from reports.overview import Overview
 from reports.page import FILES, html, write_report
-from reports.quantity import duration, exact, quantity, significant, stated
+from reports.quantity import duration, exact, stated
 from reports.superbench import ImportFailed, import_results, rule_of, split_key
 from reports.verdict import EXIT_CODES, SIGNS, TONES, status_of
 from systems.anubis.machine import Machine, Noise
@@ -47,6 +47,7 @@ from systems.anubis.records import (
     save_criteria,
     write_run,
 )
+from systems.anubis.units import quantity, significant
 from systems.anubis.validator import Criterion, learn, one_sided
 
 KIND = "x86_64-test-2c-8g-ssd-nogpu"
@@ -76,14 +77,25 @@ def criteria() -> dict[str, StoredCriterion]:
     for name, component, params, unit, better, middle in METRICS:
         learned = learn([sample(rng, middle) for _ in range(8)], better)
         found[metric_id(name, params)] = StoredCriterion(
-            criterion=learned.criterion, unit=unit, component=component, runs=tuple(f"r{i}" for i in range(8)),
-            stack="python 3.11", seconds=1.0, learned_at="2026-02-27T06:00:00+00:00")
+            criterion=learned.criterion,
+            unit=unit,
+            component=component,
+            runs=tuple(f"r{i}" for i in range(8)),
+            stack="python 3.11",
+            seconds=1.0,
+            learned_at="2026-02-27T06:00:00+00:00",
+        )
     return found
 
 
 def judged_run(
-    criteria: Mapping[str, StoredCriterion], number: int = 1, *, factors: Mapping[str, float] | None = None,
-    started: datetime = START, seed: int = 0, facts: Mapping[str, Any] | None = None,
+    criteria: Mapping[str, StoredCriterion],
+    number: int = 1,
+    *,
+    factors: Mapping[str, float] | None = None,
+    started: datetime = START,
+    seed: int = 0,
+    facts: Mapping[str, Any] | None = None,
     extra: Sequence[Measurement] = (),
 ) -> Run:
     """A run whose rows were really judged by `criteria`; `factors` scales the speed of a component."""
@@ -93,39 +105,91 @@ def judged_run(
         speed = (factors or {}).get(component, 1.0)
         values = sample(rng, middle, 1 / speed if better == "lower" else speed)
         row = Measurement(
-            suite="hardware", test=f"suites/hardware/bench_{component}.py::test_{name.split('/')[2]}",
-            component=component, metric=name, params=params, unit=unit, better=better, values=values, rounds=40,
-            seconds=2.0, noise=Noise(psi=0.01 * at, foreign=0.02, steal=0.0, throttled=None, clock_mhz=2400.0))
+            suite="hardware",
+            test=f"suites/hardware/bench_{component}.py::test_{name.split('/')[2]}",
+            component=component,
+            metric=name,
+            params=params,
+            unit=unit,
+            better=better,
+            values=values,
+            rounds=40,
+            seconds=2.0,
+            noise=Noise(psi=0.01 * at, foreign=0.02, steal=0.0, throttled=None, clock_mhz=2400.0),
+        )
         stored = criteria.get(row.id)
         if stored is None:
             rows.append(replace(row, status="new"))
             continue
         verdict = stored.criterion.judge(values)
-        rows.append(replace(row, status=verdict.status, similarity=verdict.similarity, alpha=verdict.alpha,
-                            margin=verdict.margin, criterion=stored.hash))
-    known = {"exit_code": 10 if any(row.status == "defect" for row in rows) else 0, "mode": "gate",
-             "verdict": "defect" if any(row.status == "defect" for row in rows) else "pass", "provisional": False}
-    return Run(machine=machine(number), started=started, run_id=f"{number:02x}{seed:02x}" * 4, commit="abc",
-               command="pytest suites --gate", facts={**known, **(facts or {})}, rows=(*rows, *extra))
+        rows.append(
+            replace(
+                row,
+                status=verdict.status,
+                similarity=verdict.similarity,
+                alpha=verdict.alpha,
+                margin=verdict.margin,
+                criterion=stored.hash,
+            )
+        )
+    known = {
+        "exit_code": 10 if any(row.status == "defect" for row in rows) else 0,
+        "mode": "gate",
+        "verdict": "defect" if any(row.status == "defect" for row in rows) else "pass",
+        "provisional": False,
+    }
+    return Run(
+        machine=machine(number),
+        started=started,
+        run_id=f"{number:02x}{seed:02x}" * 4,
+        commit="abc",
+        command="pytest suites --gate",
+        facts={**known, **(facts or {})},
+        rows=(*rows, *extra),
+    )
 
 
 def versus_rows() -> tuple[Measurement, ...]:
     """What a `versus` of two contenders leaves behind: a row for each and one for the ratio."""
-    base = Measurement(suite="spider", test="suites/spider/bench_spider.py::test_matmul", component="model",
-                       metric="spider/spider/matmul/rate", unit="op/s", better="higher", values=(), seconds=3.0,
-                       params={"n": "512"})
+    base = Measurement(
+        suite="spider",
+        test="suites/spider/bench_spider.py::test_matmul",
+        component="model",
+        metric="spider/spider/matmul/rate",
+        unit="op/s",
+        better="higher",
+        values=(),
+        seconds=3.0,
+        params={"n": "512"},
+    )
     return (
         replace(base, rival="ours", values=(9.0e9, 9.2e9, 9.1e9)),
         replace(base, rival="torch.sparse", values=(2.0e9, 2.1e9, 2.2e9)),
-        replace(base, rival="ours", metric="spider/spider/matmul/ratio", unit="1", values=(4.33, 4.1, 4.6),
-                params={"n": "512", "of": "ours", "over": "torch.sparse"}))
+        replace(
+            base,
+            rival="ours",
+            metric="spider/spider/matmul/ratio",
+            unit="1",
+            values=(4.33, 4.1, 4.6),
+            params={"n": "512", "of": "ours", "over": "torch.sparse"},
+        ),
+    )
 
 
 def claim_row(claim: str, values: tuple[float, ...], status: str, evidence: tuple[str, ...] = ()) -> Measurement:
     system, _, name = claim.partition("/")
-    return Measurement(suite=system, test=f"suites/{system}/test_acceptance.py::test_{name}", component="claim",
-                       metric=f"{system}/claim/{name}", unit="x", better="target", values=values, status=status,
-                       claim=claim, evidence=evidence)
+    return Measurement(
+        suite=system,
+        test=f"suites/{system}/test_acceptance.py::test_{name}",
+        component="claim",
+        metric=f"{system}/claim/{name}",
+        unit="x",
+        better="target",
+        values=values,
+        status=status,
+        claim=claim,
+        evidence=evidence,
+    )
 
 
 SEED = """\
@@ -305,7 +369,19 @@ def test_a_run_that_only_recorded_is_never_called_fit(folders):
     write_run(judged_run({}, facts={"mode": "record", "verdict": "pass"}), folders["runs"])
     assert overview_of(folders).status == "new"
     rows = tuple(replace(row, status="recorded") for row in judged_run({}).rows)
-    assert status_of(replace(judged_run({}, facts={"mode": "record", "verdict": "pass"}), rows=rows)) == ("recorded", False)
+    assert status_of(replace(judged_run({}, facts={"mode": "record", "verdict": "pass"}), rows=rows)) == (
+        "recorded",
+        False,
+    )
+
+
+def test_a_gate_whose_criteria_are_all_too_noisy_is_no_pass(folders, criteria):
+    run = judged_run(criteria)
+    rows = tuple(replace(row, status="recorded", alpha=0.05) for row in run.rows)
+    write_run(replace(run, rows=rows), folders["runs"])
+    overview = overview_of(folders)
+    assert overview.headline == "Not judged: the criteria are too noisy"
+    assert "hx" in {bucket(line.similarity, line.alpha, line.status) for line in overview.nodes[0].lines}
 
 
 def test_a_recovered_run_with_a_defect_stays_a_defect(criteria):
@@ -317,7 +393,8 @@ def test_every_status_has_a_tone_and_a_sign_of_its_own_kind():
     assert set(STATUSES) <= set(TONES) & set(SIGNS)
     for tone in set(TONES.values()):
         assert {SIGNS[s] for s in TONES if TONES[s] == tone}.isdisjoint(
-            {SIGNS[s] for s in TONES if TONES[s] != tone}) or tone == "warn"
+            {SIGNS[s] for s in TONES if TONES[s] != tone}
+        ) or tone == "warn"
     assert SIGNS["pass"] not in {sign for status, sign in SIGNS.items() if status != "pass"}
 
 
@@ -338,7 +415,9 @@ def test_the_metrics_table_holds_the_numbers_of_the_run_file(folders, criteria):
         assert shown["Component"] == row.component
         assert shown["Median"] == quantity(statistics.median(row.values), row.unit)
         assert shown["Criterion"] == quantity(float(np.median(stored.quantiles)), row.unit)
-        assert float(shown["Similarity"]) == pytest.approx(one_sided(row.values, stored.quantiles, row.better), abs=1.1e-3)
+        assert float(shown["Similarity"]) == pytest.approx(
+            one_sided(row.values, stored.quantiles, row.better), abs=1.1e-3
+        )
         assert float(shown["Alpha"]) == pytest.approx(stored.alpha, abs=1.1e-3)
         assert float(shown["Margin"].replace("−", "-")) == pytest.approx(row.similarity - row.alpha, abs=6e-4)
 
@@ -403,24 +482,39 @@ def test_a_criterion_that_changed_since_and_an_orphan_are_told(folders, criteria
     save_criteria(folders["criteria"], KIND, changed)
     overview = overview_of(folders)
     assert {line.id: line.use for line in overview.criteria if line.use != "in use"} == {
-        run.rows[0].id: "orphaned", name: "changed since"}
+        run.rows[0].id: "orphaned",
+        name: "changed since",
+    }
     assert overview.unmeasured == (run.rows[0].id,)
     assert "judged by an earlier criterion" in html(overview)
 
 
 def test_retries_of_a_defect_are_evidence_and_not_metrics(folders, criteria):
     run = judged_run(criteria, factors={"disk": 0.6})
-    again = [replace(row, attempt=n, similarity=0.5 + n / 100) for row in run.rows if row.status == "defect" for n in (1, 2)]
+    again = [
+        replace(row, attempt=n, similarity=0.5 + n / 100) for row in run.rows if row.status == "defect" for n in (1, 2)
+    ]
     write_run(replace(run, rows=(*run.rows, *again)), folders["runs"])
     overview = overview_of(folders)
-    assert len(overview.metrics) == len(METRICS)
+    assert len(overview.metrics) == len(overview.nodes[0].lines) == len(METRICS)
     assert overview.nodes[0].suspects[0].findings[0].retries == (0.51, 0.52)
     assert "tried again: 0.510, 0.520" in " ".join(Page(html(overview)).text.split())
 
 
 def test_a_digest_is_shown_as_what_it_is(folders):
-    row = Measurement(suite="s", test="t", component="model", metric="s/m/t/digest", unit="digest", better="target",
-                      values=(float(0xABCDEF012345 + 1),), status="pass", similarity=1.0, alpha=1.0, margin=0.0)
+    row = Measurement(
+        suite="s",
+        test="t",
+        component="model",
+        metric="s/m/t/digest",
+        unit="digest",
+        better="target",
+        values=(float(0xABCDEF012345 + 1),),
+        status="pass",
+        similarity=1.0,
+        alpha=1.0,
+        margin=0.0,
+    )
     write_run(judged_run({}, extra=(row,)), folders["runs"])
     overview = overview_of(folders)
     assert "abcdef012345" in html(overview)
@@ -457,9 +551,22 @@ def test_curves_are_the_samples_and_the_span_covers_the_other_runs(folders, crit
         assert np.mean(distribution.span[1]) >= max(means) * (1 - 1e-5)
 
 
+def test_a_sample_that_spans_decades_is_drawn_on_a_logarithmic_axis(folders, criteria):
+    run = judged_run(criteria)
+    slow = tuple(float(v) for v in np.geomspace(1e-5, 1e-2, 40))
+    rows = tuple(replace(row, values=slow) if row.unit == "s" else row for row in run.rows)
+    write_run(replace(run, rows=rows), folders["runs"])
+    scales = {d.metric.worst.unit: axis_limits(d) for d in overview_of(folders).distributions}
+    assert scales["s"][2]
+    assert 0 < scales["s"][0] < 2e-5
+    assert not scales["B/s"][2]
+
+
 def test_every_figure_names_its_runs(folders, criteria):
-    runs = [judged_run(criteria, number, factors={"disk": 0.6} if number == 2 else None, extra=versus_rows())
-            for number in (1, 2, 3)]
+    runs = [
+        judged_run(criteria, number, factors={"disk": 0.6} if number == 2 else None, extra=versus_rows())
+        for number in (1, 2, 3)
+    ]
     for run in runs:
         write_run(run, folders["runs"])
     text = html(overview_of(folders))
@@ -505,10 +612,13 @@ def test_a_fleet_has_a_verdict_per_node_from_its_latest_run(folders, criteria):
     overview = built(folders)
     assert overview.headline == "2 of 3 nodes fit"
     assert {node.ref.host: node.verdict.status for node in overview.nodes} == {
-        "node1": "pass", "node2": "defect", "node3": "pass"}
+        "node1": "pass",
+        "node2": "defect",
+        "node3": "pass",
+    }
     assert "node2: not fit: memory is the first suspect" in overview.meaning
     rows = Page((folders["report"] / "index.html").read_text()).table("Node", "Lowest margin")
-    assert [row["Node"].split()[0] for row in rows][0] == "node2"
+    assert rows[0]["Node"].split()[0] == "node2"
 
 
 def test_the_heat_map_holds_the_similarity_of_every_node_and_metric(folders, criteria):
@@ -518,8 +628,11 @@ def test_the_heat_map_holds_the_similarity_of_every_node_and_metric(folders, cri
     built(folders)
     (heat,) = report_json(folders)["heat_maps"]
     expected = {(run.machine.node, row.id): row.similarity for run in runs for row in run.rows}
-    found = {(node["node"], name): heat["similarity"][r][c]
-             for r, node in enumerate(heat["nodes"]) for c, name in enumerate(heat["metrics"])}
+    found = {
+        (node["node"], name): heat["similarity"][r][c]
+        for r, node in enumerate(heat["nodes"])
+        for c, name in enumerate(heat["metrics"])
+    }
     assert found == expected
     cells = Page((folders["report"] / "index.html").read_text()).text
     assert cells.count("✕") >= 2
@@ -543,7 +656,9 @@ def test_kinds_of_hardware_are_never_mixed(folders, criteria):
     overview = overview_of(folders)
     assert len(overview.metrics) == 2 * len(METRICS)
     assert {(entry.kind, entry.metrics) for entry in overview.provenance} == {
-        (KIND, 5), ("aarch64-other-4c-8g-ssd-nogpu", 0)}
+        (KIND, 5),
+        ("aarch64-other-4c-8g-ssd-nogpu", 0),
+    }
     assert all(metric.worst.criterion_median is None for metric in overview.metrics if metric.worst.kind != KIND)
 
 
@@ -551,18 +666,27 @@ def test_kinds_of_hardware_are_never_mixed(folders, criteria):
 
 
 def test_claims_are_met_short_reported_not_measured_or_open(folders, criteria):
-    rows = (claim_row("spider/speed", (2.0, 1.8, 2.2), "pass", ("two cores, no GPU",)),
-            claim_row("spider/memory", (0.9,), "defect"), claim_row("spider/shown", (3.0,), "recorded"))
+    rows = (
+        claim_row("spider/speed", (2.0, 1.8, 2.2), "pass", ("two cores, no GPU",)),
+        claim_row("spider/memory", (0.9,), "defect"),
+        claim_row("spider/shown", (3.0,), "recorded"),
+    )
     tests = {"spider/speed": "a.py", "spider/memory": "a.py", "spider/tested": "suites/spider/test_acceptance.py"}
     write_run(judged_run(criteria, extra=rows, facts={"claims_tested": tests}), folders["runs"])
     overview = built(folders)
     assert {result.claim.id: result.status for result in overview.claims} == {
-        "speed": "met", "memory": "short", "shown": "reported", "tested": "not measured", "untested": "open"}
+        "speed": "met",
+        "memory": "short",
+        "shown": "reported",
+        "tested": "not measured",
+        "untested": "open",
+    }
     assert overview.claim_counts == {"short": 1, "met": 1, "reported": 1, "not measured": 1, "open": 1}
     page = Page((folders["report"] / "index.html").read_text())
     shown = page.table("Claim", "Paper", "Measured here")
-    assert "4.5×" in shown[0]["Paper"] and "one A100" in shown[0]["Paper"]
-    assert shown[0]["Measured here"].startswith("2× 1.8 … 2.2 two cores, no GPU")
+    assert "4.5×" in shown[0]["Paper"]
+    assert "one A100" in shown[0]["Paper"]
+    assert shown[0]["Measured here"].startswith("2× 1.800 … 2.200 two cores, no GPU run")
     assert shown[0]["Checked here"].startswith("≥ 1.5")
     assert "peak 0.5, mean 0.4" in shown[1]["Paper"]
     assert shown[4]["Measured here"] == "–"
@@ -578,9 +702,15 @@ def test_a_papers_number_never_stands_in_the_measured_column(folders):
 
 def test_the_newest_measured_value_of_a_claim_counts(folders, criteria):
     for day, value in enumerate((1.0, 2.0)):
-        write_run(judged_run(criteria, seed=day, started=START + timedelta(days=day),
-                             extra=(claim_row("spider/speed", (value,), "pass" if value > 1.5 else "defect"),)),
-                  folders["runs"])
+        write_run(
+            judged_run(
+                criteria,
+                seed=day,
+                started=START + timedelta(days=day),
+                extra=(claim_row("spider/speed", (value,), "pass" if value > 1.5 else "defect"),),
+            ),
+            folders["runs"],
+        )
     first = overview_of(folders).claims[0]
     assert (first.status, first.measured, first.run_id) == ("met", 2.0, judged_run(criteria, seed=1).run_id)
 
@@ -592,10 +722,20 @@ def test_a_bound_that_changed_since_is_told(folders, criteria):
     assert "misses" in first.note
 
 
-@pytest.mark.parametrize(("here", "value", "kept"), [
-    ({"op": ">=", "value": 5}, 5, True), ({"op": "<=", "value": 5}, 5.1, False), ({"op": ">", "value": 5}, 5, False),
-    ({"op": "<", "value": 5}, 4, True), ({"op": "==", "value": 0}, 0, True), ({"op": "in", "value": [1, 2]}, 2, True),
-    ({"op": "in", "value": [1, 2]}, 2.1, False), ({"op": "report"}, 1, None), ({}, 1, None)])
+@pytest.mark.parametrize(
+    ("here", "value", "kept"),
+    [
+        ({"op": ">=", "value": 5}, 5, True),
+        ({"op": "<=", "value": 5}, 5.1, False),
+        ({"op": ">", "value": 5}, 5, False),
+        ({"op": "<", "value": 5}, 4, True),
+        ({"op": "==", "value": 0}, 0, True),
+        ({"op": "in", "value": [1, 2]}, 2, True),
+        ({"op": "in", "value": [1, 2]}, 2.1, False),
+        ({"op": "report"}, 1, None),
+        ({}, 1, None),
+    ],
+)
 def test_bounds_of_every_form_are_read(here, value, kept):
     assert holds(value, here) is kept
     assert isinstance(bound(here), str)
@@ -605,7 +745,8 @@ def test_the_projects_own_seeds_are_read_whole(pytestconfig):
     papers, skipped = read_seeds(pytestconfig.rootpath / "seeds")
     assert not skipped
     assert len({(paper.system, claim.id) for paper in papers for claim in paper.claims}) == sum(
-        len(paper.claims) for paper in papers)
+        len(paper.claims) for paper in papers
+    )
 
 
 def test_a_peer_ratio_stands_with_both_medians(folders, criteria):
@@ -622,18 +763,50 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}</sty
 
 
 def test_text_from_files_never_becomes_markup(folders, criteria):
-    bad = Measurement(suite=HOSTILE, test=HOSTILE, component=HOSTILE, metric=f"a/{HOSTILE}", unit=HOSTILE,
-                      better="higher", values=(1.0, 2.0), params={HOSTILE: HOSTILE}, status="defect", similarity=0.5,
-                      alpha=0.9, margin=-0.4, criterion=HOSTILE, evidence=(HOSTILE,), error=HOSTILE)
-    ratio = replace(bad, metric=f"{HOSTILE}/ratio", params={"of": HOSTILE, "over": HOSTILE}, rival=HOSTILE,
-                    values=(2.0, 1.0, 3.0))
-    facts = {"suspects": [[HOSTILE, 1.0]], "mode": HOSTILE, "options": [HOSTILE], "claims_tested": {"spider/tested": HOSTILE}}
+    bad = Measurement(
+        suite=HOSTILE,
+        test=HOSTILE,
+        component=HOSTILE,
+        metric=f"a/{HOSTILE}",
+        unit=HOSTILE,
+        better="higher",
+        values=(1.0, 2.0),
+        params={HOSTILE: HOSTILE},
+        status="defect",
+        similarity=0.5,
+        alpha=0.9,
+        margin=-0.4,
+        criterion=HOSTILE,
+        evidence=(HOSTILE,),
+        error=HOSTILE,
+    )
+    ratio = replace(
+        bad, metric=f"{HOSTILE}/ratio", params={"of": HOSTILE, "over": HOSTILE}, rival=HOSTILE, values=(2.0, 1.0, 3.0)
+    )
+    facts = {
+        "suspects": [[HOSTILE, 1.0]],
+        "mode": HOSTILE,
+        "options": [HOSTILE],
+        "claims_tested": {"spider/tested": HOSTILE},
+    }
     for number in (1, 2):
-        run = judged_run(criteria, number, extra=(bad, ratio, claim_row("spider/speed", (2.0,), "pass", (HOSTILE,))),
-                         facts={**facts, "verdict": HOSTILE if number == 2 else "defect"})
-        write_run(replace(run, commit=HOSTILE, command=HOSTILE, machine=Machine(
-            kind=KIND, node=f"{number}{HOSTILE}".replace("/", "-"), stack=HOSTILE, facts={"hostname": HOSTILE})),
-            folders["runs"])
+        run = judged_run(
+            criteria,
+            number,
+            extra=(bad, ratio, claim_row("spider/speed", (2.0,), "pass", (HOSTILE,))),
+            facts={**facts, "verdict": HOSTILE if number == 2 else "defect"},
+        )
+        write_run(
+            replace(
+                run,
+                commit=HOSTILE,
+                command=HOSTILE,
+                machine=Machine(
+                    kind=KIND, node=f"{number}{HOSTILE}".replace("/", "-"), stack=HOSTILE, facts={"hostname": HOSTILE}
+                ),
+            ),
+            folders["runs"],
+        )
         (folders["seeds"] / "evil.toml").write_text(SEED.replace("A paper about sparsity", "<script>alert(2)</script>"))
         (folders["runs"] / "<img src=x onerror=alert(3)>.parquet").write_bytes(b"no")
         built(folders)
@@ -648,6 +821,24 @@ def test_text_from_files_never_becomes_markup(folders, criteria):
         figures = (folders["report"] / "figures.js").read_text()
         data = json.loads(figures.removeprefix("window.maatFigures = ").rstrip(";\n"))
         assert "<script" not in json.dumps(data)
+
+
+def test_host_names_in_the_picture_of_a_large_fleet_never_become_markup(folders, criteria):
+    for number in range(20):
+        run = judged_run(criteria, number)
+        write_run(replace(run, machine=replace(run.machine, facts={"hostname": f"<b{number}>"})), folders["runs"])
+    text = html(overview_of(folders))
+    assert '<svg class="heat"' in text
+    assert not [tag for tag in Page(text).tags if re.fullmatch(r"b\d+", tag)]
+    assert "<b7>" in Page(text).text
+
+
+def test_the_headline_of_a_fleet_names_the_worst_node_first(folders, criteria):
+    for number, factor in enumerate((0.8, 0.5, 0.7, 1.0)):
+        write_run(judged_run(criteria, number, factors={"disk": factor}), folders["runs"])
+    overview = overview_of(folders)
+    assert re.findall(r"node\d", overview.meaning) == ["node1", "node2", "node0"]
+    assert overview.next_steps[0].startswith("node1, node2, node0: take the machine out of service")
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(folders):
@@ -670,8 +861,18 @@ def test_bad_run_files_are_listed_and_never_change_the_exit_status(folders, crit
     pq.write_table(newer.empty_table(), folders["runs"] / "newer.parquet")
     (folders["criteria"] / KIND / "hardware.json").write_text("{")
     (folders["seeds"] / "bad.toml").write_text("[paper")
-    status = main(["build", str(folders["runs"]), "-o", str(folders["report"]), "--criteria", str(folders["criteria"]),
-                   "--seeds", str(folders["seeds"])])
+    status = main(
+        [
+            "build",
+            str(folders["runs"]),
+            "-o",
+            str(folders["report"]),
+            "--criteria",
+            str(folders["criteria"]),
+            "--seeds",
+            str(folders["seeds"]),
+        ]
+    )
     assert status == 0
     listed = report_json(folders)["skipped"]
     told, text = capsys.readouterr().err, Page((folders["report"] / "index.html").read_text()).text
@@ -692,11 +893,29 @@ def test_values_that_json_cannot_hold_are_still_shown(folders):
 
 
 @settings(max_examples=25, deadline=None)
-@given(text=st.text(min_size=1, max_size=30), values=st.lists(st.floats(width=64), max_size=5),
-       status=st.sampled_from(STATUSES), near=st.none() | st.floats(0, 1), alpha=st.none() | st.floats(0, 1))
+@given(
+    text=st.text(min_size=1, max_size=30),
+    values=st.lists(st.floats(width=64), max_size=5),
+    status=st.sampled_from(STATUSES),
+    near=st.none() | st.floats(0, 1),
+    alpha=st.none() | st.floats(0, 1),
+)
 def test_any_row_that_a_run_file_can_hold_gives_a_whole_page(tmp_path_factory, text, values, status, near, alpha):
-    row = Measurement(suite=text, test=text, component=text, metric=text, unit=text, better=text, values=tuple(values),
-                      params={text: text}, status=status, similarity=near, alpha=alpha, evidence=(text,), error=text)
+    row = Measurement(
+        suite=text,
+        test=text,
+        component=text,
+        metric=text,
+        unit=text,
+        better=text,
+        values=tuple(values),
+        params={text: text},
+        status=status,
+        similarity=near,
+        alpha=alpha,
+        evidence=(text,),
+        error=text,
+    )
     folder = tmp_path_factory.mktemp("runs")
     try:
         write_run(Run(machine=machine(1), started=START, run_id="ab" * 8, rows=(row,)), folder)
@@ -721,8 +940,14 @@ def test_the_page_is_readable_without_javascript_and_without_a_network(folders, 
     assert set(page.targets) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert page.tags["svg"] >= len(METRICS)
-    for headings in (("Metric", "Median", "Alpha"), ("Contenders", "Ratio"), ("Run", "psi"), ("Metric", "Repeatability"),
-                     ("When (UTC)", "Verdict"), ("Claim", "Paper")):
+    for headings in (
+        ("Metric", "Median", "Alpha"),
+        ("Contenders", "Ratio"),
+        ("Run", "psi"),
+        ("Metric", "Repeatability"),
+        ("When (UTC)", "Verdict"),
+        ("Claim", "Paper"),
+    ):
         assert page.table(*headings)
 
 
@@ -803,7 +1028,9 @@ def test_a_reader_never_sees_half_a_report(folders, criteria):
     """Readers look while the report is rebuilt again and again: all files are there, and of one build."""
     write_run(judged_run(criteria), folders["runs"])
     built(folders)
-    reader = subprocess.Popen([sys.executable, "-c", _READER, str(folders["report"])], stdout=subprocess.PIPE, text=True)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(folders["report"])], stdout=subprocess.PIPE, text=True
+    )
     assert reader.stdout is not None
     assert reader.stdout.readline() == "reading\n"
     for day in range(1, 6):
@@ -916,7 +1143,9 @@ def test_compacting_nothing_is_a_usage_error(folders, capsys):
 
 def test_compare_shows_what_moved_and_only_that(folders, criteria, capsys):
     a = write_run(judged_run(criteria, 1), folders["runs"])
-    b = write_run(judged_run(criteria, 1, factors={"disk": 0.7}, started=START + timedelta(days=1), seed=1), folders["runs"])
+    b = write_run(
+        judged_run(criteria, 1, factors={"disk": 0.7}, started=START + timedelta(days=1), seed=1), folders["runs"]
+    )
     assert main(["compare", str(a), str(b)]) == 0
     out = capsys.readouterr().out
     assert "hardware/disk/write/bandwidth{block=1MiB}" in out
@@ -937,8 +1166,9 @@ def test_compare_agrees_with_brute_force_over_the_distributions(criteria):
 
 def test_compare_tells_what_cannot_be_compared(criteria):
     a = judged_run(criteria, 1)
-    b = replace(a, run_id="ff" * 8, machine=machine(2, "another-kind"),
-                rows=(replace(a.rows[0], unit="op/s"), *a.rows[2:]))
+    b = replace(
+        a, run_id="ff" * 8, machine=machine(2, "another-kind"), rows=(replace(a.rows[0], unit="op/s"), *a.rows[2:])
+    )
     comparison = compare(a, b)
     assert comparison.only_before == (a.rows[1].id,)
     assert "FLOP/s" in comparison.incomparable[0]
@@ -959,10 +1189,16 @@ def test_a_run_in_a_compacted_file_is_named_by_its_id(folders, criteria, capsys)
     assert "of 5 metrics moved" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [
-    ["build", "/nowhere/at/all", "-o", "/tmp/never"], ["compare", "/nowhere/a.parquet", "/nowhere/b.parquet"],
-    ["recover", "/nowhere/at/all"], ["compact", "/nowhere/at/all"],
-    ["import-superbench", "/nowhere/at/all.jsonl", "-o", "/tmp/never"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "/nowhere/at/all", "-o", "/tmp/never"],
+        ["compare", "/nowhere/a.parquet", "/nowhere/b.parquet"],
+        ["recover", "/nowhere/at/all"],
+        ["compact", "/nowhere/at/all"],
+        ["import-superbench", "/nowhere/at/all.jsonl", "-o", "/tmp/never"],
+    ],
+)
 def test_a_wrong_path_is_a_usage_error_that_says_what_to_give(arguments, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -978,8 +1214,14 @@ def test_malformed_arguments_exit_with_two(arguments):
 
 
 def test_the_module_is_a_command_and_its_help_teaches(pytestconfig, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "reports", "--help"], cwd=pytestconfig.rootpath, capture_output=True,
-                          text=True, check=True, env={**os.environ, "COLUMNS": "100"})
+    done = subprocess.run(
+        [sys.executable, "-m", "reports", "--help"],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
     for command in ("build", "compare", "recover", "compact", "import-superbench"):
         assert f"python -m reports {command}" in done.stdout
     assert "Exit status" in done.stdout
@@ -1019,17 +1261,24 @@ def test_the_golden_means_all_have_a_unit(data: Callable[[str], Path]):
     assert [name for name in names if rule_of(name) is None and not name.endswith("return_code")] == []
 
 
-@pytest.mark.parametrize(("name", "value", "expected", "unit"), [
-    # NDv4 means, whose magnitudes are known: an A100 does 280 TFLOP/s in fp16, 1.2 TB/s to memory, 26 GB/s to the host
-    ("gemm-flops/fp16_tc_flops", 280435.1, 2.804351e14, "FLOP/s"), ("mem-bw/d2d_bw", 1155.6, 1.1556e12, "B/s"),
-    ("kernel-launch/event_time", 0.0057, 5.7e-6, "s"), ("gemm-flops/int4_tc_iops", 975854.5, 9.758545e14, "op/s"),
-    ("disk-benchmark/nvme0n1_rand_read_read_lat_ns_95.0", 762206.9, 7.622069e-4, "s"),
-    ("disk-benchmark/nvme0n1_rand_read_read_iops", 511860.2, 511860.2, "op/s"),
-    ("nccl-bw/allreduce_1024_time", 34.8, 3.48e-5, "s"), ("ib-loopback/ib_write_8388608_ib0_bw", 23.2, 2.32e10, "B/s"),
-    ("cpu-memory-bw-latency/mem_bandwidth_matrix_numa_0_1_bw", 61000, 6.1e10, "B/s"),
-    ("cublaslt-gemm/fp16_0_4096_4096_4096_flops", 260.0, 2.6e14, "FLOP/s"),
-    ("bert_models/pytorch-bert-large/steptime_train_float32", 307.9, 0.3079, "s"),
-    ("resnet_models/pytorch-resnet50/throughput_train_float16", 760.3, 760.3, "sample/s")])
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "unit"),
+    [
+        # NDv4 means of known size: an A100 does 280 TFLOP/s in fp16, 1.2 TB/s to its memory, 26 GB/s to the host
+        ("gemm-flops/fp16_tc_flops", 280435.1, 2.804351e14, "FLOP/s"),
+        ("mem-bw/d2d_bw", 1155.6, 1.1556e12, "B/s"),
+        ("kernel-launch/event_time", 0.0057, 5.7e-6, "s"),
+        ("gemm-flops/int4_tc_iops", 975854.5, 9.758545e14, "op/s"),
+        ("disk-benchmark/nvme0n1_rand_read_read_lat_ns_95.0", 762206.9, 7.622069e-4, "s"),
+        ("disk-benchmark/nvme0n1_rand_read_read_iops", 511860.2, 511860.2, "op/s"),
+        ("nccl-bw/allreduce_1024_time", 34.8, 3.48e-5, "s"),
+        ("ib-loopback/ib_write_8388608_ib0_bw", 23.2, 2.32e10, "B/s"),
+        ("cpu-memory-bw-latency/mem_bandwidth_matrix_numa_0_1_bw", 61000, 6.1e10, "B/s"),
+        ("cublaslt-gemm/fp16_0_4096_4096_4096_flops", 260.0, 2.6e14, "FLOP/s"),
+        ("bert_models/pytorch-bert-large/steptime_train_float32", 307.9, 0.3079, "s"),
+        ("resnet_models/pytorch-resnet50/throughput_train_float16", 760.3, 760.3, "sample/s"),
+    ],
+)
 def test_units_follow_superbenchs_documentation(name, value, expected, unit):
     rule = rule_of(name)
     assert rule is not None
@@ -1038,9 +1287,21 @@ def test_units_follow_superbenchs_documentation(name, value, expected, unit):
 
 def test_an_unknown_metric_must_match_and_a_failed_benchmark_is_an_error(tmp_path):
     source = tmp_path / "results.jsonl"
-    source.write_text(json.dumps({"node": "n1", "mystery/oddity:0": 3.0, "mem-bw/return_code:1": 4, "mem-bw/h2d_bw:0": 0,
-                                  "gpu/text": "x", "nccl-bw/a_0_0:1024_time": 3.0}) + "\n"
-                      + json.dumps({"node": "n2", "mem-bw/h2d_bw:0": 26.0}) + "\n")
+    source.write_text(
+        json.dumps(
+            {
+                "node": "n1",
+                "mystery/oddity:0": 3.0,
+                "mem-bw/return_code:1": 4,
+                "mem-bw/h2d_bw:0": 0,
+                "gpu/text": "x",
+                "nccl-bw/a_0_0:1024_time": 3.0,
+            }
+        )
+        + "\n"
+        + json.dumps({"node": "n2", "mem-bw/h2d_bw:0": 26.0})
+        + "\n"
+    )
     imported = import_results(source, tmp_path / "runs")
     rows = {row.metric: row for row in imported.runs[0].rows}
     odd = rows["superbench/mystery/oddity"]
@@ -1048,6 +1309,8 @@ def test_an_unknown_metric_must_match_and_a_failed_benchmark_is_an_error(tmp_pat
     assert imported.unknown == ("mystery/oddity",)
     assert rows["superbench/mem-bw/return_code"].status == "error"
     assert rows["superbench/mem-bw/h2d_bw"].status == "invalid"
+    (good,) = imported.runs[1].rows
+    assert (good.values, good.unit, good.status) == ((2.6e10,), "B/s", "recorded")
     assert dict(imported.ignored) == {"gpu/text": "not a number: 'x'"}
     assert split_key("nccl-bw/a_0_0:1024_time") == ("nccl-bw/a_0_0:1024_time", None)
 
@@ -1062,7 +1325,10 @@ def test_what_is_not_superbenchs_is_refused_before_anything_is_written(tmp_path,
 
 
 def test_imported_runs_can_be_learned_from_and_reported(data: Callable[[str], Path], folders):
-    assert main(["import-superbench", str(data("anubis/superbench_results_sample.jsonl")), "-o", str(folders["runs"])]) == 0
+    assert (
+        main(["import-superbench", str(data("anubis/superbench_results_sample.jsonl")), "-o", str(folders["runs"])])
+        == 0
+    )
     overview = built(folders)
     assert overview.status == "recorded"
     assert len(overview.nodes) == 3
@@ -1074,13 +1340,30 @@ def test_imported_runs_can_be_learned_from_and_reported(data: Callable[[str], Pa
 # --- numbers as people read them -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "unit", "text"), [
-    (1.234e10, "B/s", "12.34 GB/s"), (9.512e-4, "s", "951.2 µs"), (21000, "gas", "21,000 gas"), (12.5, "s", "12.5 s"),
-    (0.9999999, "s", "1 s"), (999.99e6, "B/s", "1 GB/s"), (0, "B/s", "0 B/s"), (2e-13, "s", "0.2 ps"), (None, "s", "–"),
-    (0.5, "B", "0.5 B"), (12340.0, "token/s", "12,340 token/s"), (3.0, "1", "3"), (float("nan"), "s", "nan"),
-    (1e18, "wei", "1e18 wei"), (float(0xAB + 1), "digest", "0000000000ab"), (1500.0, "step/s", "1,500 step/s")])
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.234e10, "B/s", "12.34 GB/s"),
+        (9.512e-4, "s", "951.2 µs"),
+        (21000, "gas", "21,000 gas"),
+        (12.5, "s", "12.50 s"),
+        (0.9999999, "s", "1.000 s"),
+        (999.99e6, "B/s", "1.000 GB/s"),
+        (0, "B/s", "0 B/s"),
+        (2e-13, "s", "0.2000 ps"),
+        (None, "s", "–"),
+        (0.5, "B", "0.5000 B"),
+        (21.0e9, "B/s", "21 GB/s"),
+        (12340.0, "token/s", "12,340 token/s"),
+        (3.0, "1", "3"),
+        (float("nan"), "s", "nan"),
+        (1e18, "wei", "1.000e+18 wei"),
+        (float(0xAB + 1), "digest", "0000000000ab"),
+        (1500.0, "step/s", "1,500 step/s"),
+    ],
+)
 def test_quantities_read_as_people_write_them(value, unit, text):
-    assert quantity(value, unit).replace(".000e+", "e") == text.replace(".000e+", "e")
+    assert quantity(value, unit) == text
 
 
 PREFIXES = {"p": 1e-12, "n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -1094,8 +1377,10 @@ def test_a_quantity_reads_back_to_four_digits(value, unit):
     assert back == pytest.approx(value, rel=5.1e-4)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (3.21, "3.2 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (None, "–")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.21, "3.2 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (None, "–")],
+)
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
 

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ class Run:
         return f"{self.started:%Y%m%dT%H%M%SZ}-{self.machine.node[:8]}-{self.run_id[:8]}.parquet"
 
 
-NOISE_TYPE = pa.struct([(f.name, pa.float64()) for f in fields(Noise)])
+_MEASUREMENT_FIELDS = tuple(f.name for f in fields(Measurement))
+_NOISE_FIELDS = tuple(f.name for f in fields(Noise))
+
+NOISE_TYPE = pa.struct([(name, pa.float64()) for name in _NOISE_FIELDS])
 
 RUN_SCHEMA = pa.schema(
     [
@@ -219,7 +223,7 @@ def to_table(runs: Iterable[Run]) -> pa.Table:
 
 def _record(run: Run, row: Measurement) -> dict[str, Any]:
     return {
-        **{f.name: getattr(row, f.name) for f in fields(row)},
+        **{name: getattr(row, name) for name in _MEASUREMENT_FIELDS},
         "params": json.dumps(dict(row.params), sort_keys=True),
         "values": list(row.values),
         "evidence": list(row.evidence),
@@ -331,8 +335,7 @@ def _row_to_json(row: Measurement) -> dict[str, Any]:
 
 
 def _row_from_json(data: Mapping[str, Any]) -> Measurement:
-    known = {f.name for f in fields(Measurement)}
-    given = {name: value for name, value in data.items() if name in known}
+    given = {name: data[name] for name in _MEASUREMENT_FIELDS if name in data}
     given["values"] = tuple(given["values"])
     given["evidence"] = tuple(given.get("evidence") or ())
     given["noise"] = _noise_from(given.get("noise"))
@@ -340,8 +343,7 @@ def _row_from_json(data: Mapping[str, Any]) -> Measurement:
 
 
 def _noise_from(data: Mapping[str, Any] | None) -> Noise:
-    known = {f.name for f in fields(Noise)}
-    return Noise(**{name: value for name, value in (data or {}).items() if name in known})
+    return Noise(**{name: data[name] for name in _NOISE_FIELDS if name in data}) if data else Noise()
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -468,7 +470,7 @@ class StoredCriterion:
     learned_at: str = ""
     window: Mapping[str, int] | None = None
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits over the content as stored."""
         return _digest(self.to_json())

@@ -166,8 +166,8 @@ class Criterion:
 class Learned:
     """The outcome of learning: the criterion, and what became of each node, in the order given.
 
-    verdicts  (n,) str: "pass", "defect" (dropped for being worse), "suspect" (dropped, but not for being
-              worse: a wrong clock or part is likelier than a fault), "invalid" (no usable sample)
+    verdicts  (n,) str: "pass", "defect" (dropped, and worse), "suspect" (dropped, but better: a wrong clock or
+              part is likelier than a fault), "invalid" (no usable sample)
     healthy   (n,) bool: the nodes that the criterion stands on
     medoid    index of the node whose sample is the criterion
     """
@@ -205,8 +205,8 @@ def learn(
     family    number of metrics that are judged together; each gets delta / family (Bonferroni)
 
     Until nothing changes: the criterion is the healthy node with the least total distance to the healthy
-    ones, and every node too dissimilar from it is dropped. A dropped node is a "defect" when its one-sided
-    similarity is as low.
+    ones, and every node too dissimilar from it is dropped. A dropped node is a "suspect" when it gains more
+    than it loses and its losses alone would not have it dropped, else a "defect".
 
     Raises NotEnoughNodes with fewer than three valid samples; NoMajority when more than half are dropped, or
     when what looks like noise is two separate modes; ValidatorError for arguments out of range.
@@ -226,16 +226,20 @@ def learn(
         _refuse_two_modes(X, healthy, centre, alpha)
     criterion = X[:, centre].copy()
     low, high = min_max_means(X, criterion)
-    worse = toward(low, high, float(criterion.mean()), better) <= cut + TIE
+    mean = float(criterion.mean())
+    loss, gain = _loss_and_gain(low, high, mean, better)
+    worse = (loss >= gain - TIE * mean) | (toward(low, high, mean, better) <= cut + TIE)
     verdicts = np.where(healthy, "pass", np.where(worse, "defect", "suspect"))
     delta /= family
     calibrated = orders.shape[1] * delta >= 2 - 1e-9
     if calibrated:
         bound = _conformal_bound(X, healthy, orders, better, delta)
     else:
+        # Among few runs, one far out may be noise all the same: it is kept out of the criterion, but the
+        # threshold must allow for it.
         near = low / high
-        noise = near > _exclusion_cut(near, alpha, _widening(n)) if adaptive else healthy
-        bound = _prediction_bound(_signed_deficits(X, criterion, better)[noise], better, delta)
+        noise = near > _exclusion_cut(near, alpha, _widening(n)) + TIE if adaptive else healthy
+        bound = _prediction_bound(_signed_deficits(X, criterion, better)[:, noise], delta)
     everyone = np.flatnonzero(valid)
     all_verdicts = np.full(len(valid), "invalid")
     all_verdicts[everyone] = verdicts
@@ -339,41 +343,53 @@ def _widening(n: int) -> float:
     return float(special.stdtrit(n - 2, 1.0 - tail) / 4.2)
 
 
-def _signed_deficits(X: Floats, criterion: Floats, better: Better) -> Floats:
-    """1 - one-sided similarity of each column to the criterion, continued below 0 where a column is better.
+def _loss_and_gain(low: Floats, high: Floats, mean: float, better: Better) -> tuple[Floats, Floats]:
+    """What samples lose and gain against a criterion, quantile by quantile; against a target all is loss.
 
-    With l and g the means of what a sample loses and gains against the criterion, quantile by quantile, let
-    m = l where l >= g and m = -g elsewhere; the deficit is m / mu_C where higher is better, m / (mu_C + m)
-    where lower is. For scalars that is 1 - x/C and 1 - C/x: the same for a latency and for its reciprocal
-    rate. A prediction bound needs the sign: cut off at 0, the deficits of normal noise look half as wide as
-    they are.
-    For targets: two-sided 1 - similarity, with the sign of C - mean(x).
+    low, high, mean: the means of min(sample, criterion), of max(sample, criterion) and of the criterion.
     """
-    low, high = min_max_means(X, criterion)
-    mean = criterion.mean()
     below, above = mean - low, high - mean
     if better == "target":
-        return np.where(below >= above, 1.0 - low / high, low / high - 1.0)
-    loss, gain = (below, above) if better == "higher" else (above, below)
-    m = np.where(loss >= gain, loss, -gain)
+        return high - low, np.zeros_like(low)
+    return (below, above) if better == "higher" else (above, below)
+
+
+def _signed_deficits(X: Floats, criterion: Floats, better: Better) -> Floats:
+    """(1, n), for targets (2, n): each column's deficit to the criterion, continued below 0 where better.
+
+    A deficit is 1 - one-sided similarity. A prediction bound needs the sign: cut off at 0, the deficits of
+    normal noise look half as wide as they are. With l and g the means of what a sample loses and gains,
+    quantile by quantile, let m = (l - g) + min(l, g), the shift and the change of shape, which is l itself
+    where l >= g. The deficit is m / mu_C where higher is better, and m / (mu_C + m) where lower is. For scalars these
+    are 1 - x/C and 1 - C/x: the same for a latency and for its reciprocal rate. For targets one row for the
+    shift to either side; the larger of the two is 1 - two-sided similarity.
+    """
+    low, high = min_max_means(X, criterion)
+    mean = float(criterion.mean())
+    if better == "target":
+        below, above = mean - low, high - mean
+        shape = 2.0 * np.minimum(below, above)
+        return np.stack([below - above + shape, above - below + shape]) / high
+    loss, gain = _loss_and_gain(low, high, mean, better)
+    m = loss - gain + np.minimum(loss, gain)
     deficits: Floats = m / mean if better == "higher" else m / (mean + m)
-    return deficits
+    return deficits[None, :]
 
 
-def _prediction_bound(signed: Floats, better: Better, delta: float) -> float:
-    """The deficit that one more healthy run exceeds with probability delta, from few runs.
+def _prediction_bound(signed: Floats, delta: float) -> float:
+    """The deficit that one more healthy run exceeds with probability delta, from few; signed: (sides, n).
 
-    One-sided Student-t prediction bound (Hahn and Meeker, Statistical Intervals, 4.8): with a_1..a_n and
-    the next a normal and independent, (a - mean) / (s sqrt(1 + 1/n)) is t-distributed with n - 1 degrees of
+    One-sided Student-t prediction bound (Hahn and Meeker, Statistical Intervals): with a_1..a_n and the
+    next a normal and independent, (a - mean) / (s sqrt(1 + 1/n)) is t-distributed with n - 1 degrees of
     freedom, so mean + t(n-1, 1-delta) s sqrt(1 + 1/n) is exceeded with probability delta exactly. Measuring
     the deficits from the medoid, itself one of the runs, shifts all of them and the next alike and cancels
-    in a - mean. A mean below 0 (the medoid is one of the worse runs) is not used to tighten the bound.
-    Targets fail on both sides: delta / 2 each.
+    in a - mean. A mean below 0 (the medoid is one of the worse runs) is not used to tighten the bound. Of
+    two sides each gets half of delta.
     """
-    n = len(signed)
-    sides, mean = (2, abs(signed.mean())) if better == "target" else (1, max(signed.mean(), 0.0))
+    sides, n = signed.shape
     t = special.stdtrit(n - 1, 1.0 - delta / sides)
-    return float(mean + t * signed.std(ddof=1) * math.sqrt(1.0 + 1.0 / n))
+    spread = signed.std(axis=1, ddof=1) * math.sqrt(1.0 + 1.0 / n)
+    return float((np.maximum(signed.mean(axis=1), 0.0) + t * spread).max())
 
 
 def _conformal_bound(
@@ -382,8 +398,8 @@ def _conformal_bound(
     """The deficit that one more healthy run exceeds with probability at most delta, whatever its noise.
 
     Split conformal prediction: the medoid from one half of the healthy nodes, the conformal quantile of the
-    deficits to it from the other half; then the halves swapped, and the larger kept. Healthy runs so far out in
-    a heavy tail that the exclusion cut drops them come on top of delta.
+    deficits to it from the other half; then the halves swapped, and the larger kept. Healthy runs so far out
+    in a heavy tail that the exclusion cut drops them come on top of delta.
     """
     largest = 0.0
     fit, held_out = _halves(X, healthy)

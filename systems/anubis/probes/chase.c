@@ -1,9 +1,10 @@
 /* Memory latency: follow a chain of pointers. Each load needs the result of the one before, so that neither
- * out-of-order execution nor a prefetcher can hide its latency (as in lat_mem_rd of lmbench, McVoy & Staelin 1996). */
+ * out-of-order execution nor a prefetcher can hide its latency (as in lat_mem_rd of lmbench, McVoy & Staelin
+ * 1996). */
 #define _GNU_SOURCE
 #include <time.h>
 
-/* Takes `steps` steps (rounded down to a multiple of 16) from *place, leaves the end there; returns seconds. */
+/* Takes `steps` steps (rounded down to a multiple of 16) from *place, leaves the end there; seconds. */
 double chase(void ***place, long steps) {
     struct timespec begin, end;
     void **p = *place;

@@ -4,7 +4,8 @@
 `python -P collective.py FOLDER RANK RANKS BYTES ITERATIONS`: joins the group through a file in FOLDER, runs
 each collective with gloo on 127.0.0.1, compares every element of every result with what it must be, and
 writes the seconds of each iteration to FOLDER/RANK.json. Exit status 3: a wrong result. It ends when its
-standard input closes. """
+standard input closes.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Plan:
 
 def _plans(rank: int, ranks: int, count: int) -> dict[str, Plan]:
     """Plans over `count` float32 values, a multiple of `ranks`. As nccl-tests counts, the size of an
-    all-gather is that of its output."""
+    all-gather is that of its output.
+    """
     part = count // ranks
     everyone = [_values(other, count) for other in range(ranks)]
     mine = everyone[rank]
@@ -87,7 +89,8 @@ def _time(plan: Plan, iterations: int) -> list[float] | None:
 
 def _leave_with_parent() -> None:
     """A collective waits for ever for a rank that is gone: a parent that dies, however it dies, ends this
-    process."""
+    process.
+    """
     sys.stdin.read()
     os._exit(1)
 

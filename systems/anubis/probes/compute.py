@@ -300,6 +300,7 @@ class Peak:
     def workload(self, cpus: Sequence[int] | None = None, steps: int = 1_000_000) -> Workload:
         """All `cpus` (by default one of each core) at once; the result is (len(cpus), width) values."""
         chosen = tuple(topology.cores() if cpus is None else cpus)
+        places = topology.placement(chosen)
         # v -> 3 - v -> v: exact on multiples of 2**-10, so a single wrong bit stays until the end and is
         # seen.
         start = np.tile(1.0 + np.arange(self.width) / 1024.0, (len(chosen), 1)).astype(self.dtype)
@@ -308,7 +309,7 @@ class Peak:
 
         def run() -> npt.NDArray[Any]:
             values[:] = start
-            self.run(values, steps, -1.0, 3.0, chosen)
+            self.run(values, steps, -1.0, 3.0, places)
             return values
 
         def verify(result: npt.NDArray[Any]) -> None:

@@ -100,8 +100,8 @@ def _together(*works: Callable[[], object]) -> Callable[[], None]:
 class Launches:
     """Seconds of one kernel launch, (rounds,) each.
 
-    asynchronous: what the host spends to queue a kernel; round_trip: from the launch until the host knows it
-    is done;
+    asynchronous: what the host spends to queue a kernel
+    round_trip: from the launch until the host knows that the kernel is done
     replayed: a kernel's share of replaying a CUDA graph
     """
 
@@ -164,8 +164,7 @@ def stream_bandwidth(
     dtype: torch.dtype = torch.float32,
     rounds: int = 32,
 ) -> np.ndarray:
-    """Bytes per second of STREAM's copy, scale, add or triad in Triton, (rounds,); reads and writes both
-    count.
+    """Bytes per second of STREAM's copy, scale, add or triad in Triton, (rounds,), counting reads and writes.
 
     nbytes: size of one array. Raises WrongResult when an element is wrong.
     """
@@ -377,18 +376,26 @@ def gemm(precision: str, n: int, *, device: str = "cuda", seed: int = 0) -> Gemm
     if kind.dtype == torch.int8:
         a, b = torch.randint(-128, 128, (2, n, n), dtype=torch.int8, device=device, generator=generator)
     else:
-        a, b = torch.randn(2, n, n, device=device, generator=generator).to(kind.dtype)
+        operands = torch.randn(2, n, n, dtype=torch.float32, device=device, generator=generator)
+        a, b = operands.to(kind.dtype)
     if precision in ("fp8", "int8"):
         b = b.t()  # tensor cores take these column by column only
     return Gemm(precision, a, b, _product(precision, a, b), 2 * n**3, kind.unit)
 
 
 def gemm_unsupported(precision: str, device: str = "cuda") -> str | None:
-    """Why this GPU has no such products, or None when it has."""
-    if precision == "fp8" and torch.device(device).type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 9):
-            return f"fp8 GEMM needs compute capability 8.9, and this GPU has {capability[0]}.{capability[1]}"
+    """Why this device has no such products, or None when it has."""
+    if precision != "fp8":
+        return None
+    if torch.device(device).type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) < (8, 9):
+            return f"fp8 GEMM needs compute capability 8.9, and this GPU has {major}.{minor}"
+        return None
+    try:
+        gemm(precision, 16, device=device).multiply()
+    except NotImplementedError:
+        return f"torch {torch.__version__} has no fp8 GEMM for {device}"
     return None
 
 
@@ -428,8 +435,8 @@ def gemm_error(product: Gemm, rows: int = 16) -> float:
     """Largest |computed - exact| / (|A| |B|) in `rows` evenly spread rows; exact means in float64."""
     n = len(product.a)
     chosen = torch.linspace(0, n - 1, min(rows, n), dtype=torch.float64).long()
-    a, b = product.a[chosen.to(product.a.device)].cpu().double(), product.b.cpu().double()
-    computed = product.multiply()[chosen.to(product.a.device)].cpu().double()
+    a, b = product.a.cpu()[chosen].double(), product.b.cpu().double()
+    computed = product.multiply().cpu()[chosen].double()
     return float(((computed - a @ b).abs() / (a.abs() @ b.abs())).max())
 
 
@@ -483,8 +490,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Burn:
-    """A sustained load: operations per second, (repetitions,), and what every repetition should have
-    given."""
+    """A sustained load: operations per second, (repetitions,), and the product that all should have given."""
 
     rates: np.ndarray
     product: Tensor
@@ -512,6 +518,20 @@ def burn(product: Gemm, seconds: float) -> Burn:
         if wrong := count_mismatches(reference, result):
             mismatches.append(Mismatch(len(rates), wrong))
     return Burn(np.array(rates), reference, tuple(mismatches))
+
+
+def queue_products(product: Gemm, seconds: float) -> None:
+    """Gives the GPU about `seconds` of products to work on, at most 1,000, and returns at once."""
+    with torch.cuda.device(product.a.device):
+        product.multiply()
+        once = _between_events(product.multiply, 1)
+        for _ in range(min(1000, math.ceil(seconds / once))):
+            product.multiply()
+
+
+def uuid(device: str) -> str:
+    """The name by which NVML knows a CUDA device, whatever CUDA_VISIBLE_DEVICES makes of its number."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def count_mismatches(expected: Tensor, actual: Tensor) -> int:

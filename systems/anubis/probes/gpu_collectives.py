@@ -44,11 +44,12 @@ def bus_bandwidth(
 ) -> np.ndarray:
     """Bus bandwidth in bytes per second as nccl-tests defines it, (rounds,); the slowest rank ends a round.
 
-    nbytes: the full buffer: what each rank reduces or exchanges, what all_gather gives and reduce_scatter
-    takes.
-    backend: "nccl" puts rank r on GPU r, "gloo" all ranks on the CPU. timeout: seconds for everything. Raises
-    CollectiveError for a wrong argument, a rank that fails (its traceback is in the message; a wrong result
-    fails its rank), or a timeout, and leaves no process behind.
+    nbytes: the full buffer: what a rank reduces or exchanges, what all_gather gives, what reduce_scatter takes
+    backend: "nccl" puts rank r on GPU r, "gloo" all ranks on the CPU
+    timeout: seconds for everything
+
+    Raises CollectiveError for a wrong argument, a rank that fails (its traceback is in the message; a wrong
+    result fails its rank), or a timeout, and leaves no process behind.
     """
     if collective not in BUS_FACTORS:
         raise CollectiveError(f"no collective {collective!r}; choose one of {', '.join(BUS_FACTORS)}")
@@ -112,8 +113,13 @@ def _rank(
         given, taken, run, expected = _exchange(collective, rank, ranks, elements, device)
         seconds = np.empty(rounds)
         for index in range(-2, rounds):  # two rounds of warm-up build the connections
-            taken.copy_(given) if taken.shape == given.shape else taken.zero_()
-            seconds[index] = _seconds(run, device)
+            if collective == "all_reduce":
+                taken.copy_(given)  # it works in place
+            else:
+                taken.zero_()
+            elapsed = _seconds(run, device)
+            if index >= 0:
+                seconds[index] = elapsed
         if not torch.equal(taken, expected):
             wrong = int((taken != expected).sum())
             raise CollectiveError(f"rank {rank}: {wrong} of {taken.numel()} elements of {collective} are wrong")

@@ -6,7 +6,7 @@ they can be tried on the counters of any GPU, recorded anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,10 +32,10 @@ class HealthUnavailable(Exception):
 class HealthFacts:
     """Counters of one GPU. None means that this GPU or driver does not tell.
 
-    ecc_*: error counts, volatile since the driver was loaded, aggregate over the GPU's life rows_*: memory
-    rows remapped after (un)correctable errors, whether one waits for a reset, whether one failed pcie_*: link
-    width in lanes and generation, now and at most in this slot; replays: packets sent again
-    nvlink_active: per link, whether it is up; nvlink_errors: counter name -> count over all links
+    ecc_*: error counts; volatile ones since the driver was loaded, aggregate ones over the GPU's life
+    rows_*: memory rows remapped after (un)correctable errors, whether one waits for a reset, whether one failed
+    pcie_*: link width in lanes and generation, now and at most in this slot; packets that were sent again
+    nvlink_*: per link, whether it is up; name of a counter -> errors on all links
     throttle: bits of THROTTLE_REASONS and others
     loaded: the facts were read while the GPU worked (an idle GPU slows its PCIe link to save power)
     lost: the driver no longer reaches the GPU
@@ -168,10 +168,10 @@ def health_unavailable() -> str | None:
     return None
 
 
-def read_health(*, loaded: bool = False) -> tuple[HealthFacts, ...]:
+def read_health(*, loaded: Collection[str] = ()) -> tuple[HealthFacts, ...]:
     """The facts of every GPU that the driver knows, in NVML's order, whatever CUDA_VISIBLE_DEVICES says.
 
-    loaded: say that the GPUs work while this reads. Raises HealthUnavailable without NVML or a driver.
+    loaded: the uuids of GPUs that work while this reads. Raises HealthUnavailable without NVML or a driver.
     """
     with _nvml() as nvml:
         return tuple(_facts(nvml, index, loaded) for index in range(nvml.nvmlDeviceGetCount()))
@@ -193,15 +193,15 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _facts(nvml: Any, index: int, loaded: bool) -> HealthFacts:
+def _facts(nvml: Any, index: int, loaded: Collection[str]) -> HealthFacts:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         return _read(nvml, handle, index, loaded)
     except nvml.NVMLError_GpuIsLost:
-        return HealthFacts(index, lost=True, loaded=loaded)
+        return HealthFacts(index, lost=True)
 
 
-def _read(nvml: Any, handle: Any, index: int, loaded: bool) -> HealthFacts:
+def _read(nvml: Any, handle: Any, index: int, loaded: Collection[str]) -> HealthFacts:
     def ask(query: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return query(handle, *arguments)
@@ -214,6 +214,7 @@ def _read(nvml: Any, handle: Any, index: int, loaded: bool) -> HealthFacts:
         count: int | None = ask(nvml.nvmlDeviceGetTotalEccErrors, kind, counter)
         return count
 
+    uuid = ask(nvml.nvmlDeviceGetUUID) or ""
     rows = ask(nvml.nvmlDeviceGetRemappedRows) or (None, None, None, None)
     ecc_mode = ask(nvml.nvmlDeviceGetEccMode)
     links = (ask(nvml.nvmlDeviceGetNvLinkState, link) for link in range(nvml.NVML_NVLINK_MAX_LINKS))
@@ -222,7 +223,7 @@ def _read(nvml: Any, handle: Any, index: int, loaded: bool) -> HealthFacts:
     return HealthFacts(
         index=index,
         name=ask(nvml.nvmlDeviceGetName) or "",
-        uuid=ask(nvml.nvmlDeviceGetUUID) or "",
+        uuid=uuid,
         ecc_enabled=None if ecc_mode is None else bool(ecc_mode[0]),
         ecc_corrected_volatile=ecc(corrected, volatile),
         ecc_uncorrected_volatile=ecc(uncorrected, volatile),
@@ -241,7 +242,7 @@ def _read(nvml: Any, handle: Any, index: int, loaded: bool) -> HealthFacts:
         nvlink_errors=_nvlink_errors(nvml, ask),
         temperature_celsius=ask(nvml.nvmlDeviceGetTemperatureV, nvml.NVML_TEMPERATURE_GPU),
         throttle=ask(nvml.nvmlDeviceGetCurrentClocksEventReasons),
-        loaded=loaded,
+        loaded=uuid in loaded,
     )
 
 

@@ -6,8 +6,6 @@ TRITON_INTERPRET=1, set before triton is imported, the same kernels run on CPU t
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,11 +23,11 @@ STREAM_WARPS = 4
 
 @triton.jit
 def stream_kernel(
-    first: Any,
-    second: Any,
-    out: Any,
-    scalar: Any,
-    elements: Any,
+    first: tl.tensor,
+    second: tl.tensor,
+    out: tl.tensor,
+    scalar: tl.tensor,
+    elements: tl.tensor,
     READS_SECOND: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,10 +44,10 @@ def stream_kernel(
 
 
 @triton.jit
-def chase_kernel(successor: Any, position: Any, steps: Any) -> None:
+def chase_kernel(successor: tl.tensor, position: tl.tensor, STEPS: tl.constexpr) -> None:
     # A single warp, every lane at the same address: each load has to wait for the one before it.
     here = tl.load(position)
-    for _ in range(steps):
+    for _ in range(STEPS):
         here = tl.load(successor + here)
     tl.store(position, here)
 
@@ -79,7 +77,10 @@ def stream(kernel: str, first: Tensor, second: Tensor, out: Tensor, scalar: floa
 def chase(successor: Tensor, position: Tensor, steps: int) -> Tensor:
     """Follow position = successor[position] for `steps` loads, in place; returns position.
 
+    Each number of steps is compiled once: Triton 3.6 cannot interpret a loop of a length known only at run
+    time.
+
     successor: (elements,) int64 indices into itself; position: (1,) int64.
     """
-    chase_kernel[(1,)](successor, position, steps, num_warps=1)
+    chase_kernel[(1,)](successor, position, STEPS=steps, num_warps=1)
     return position

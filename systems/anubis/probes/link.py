@@ -3,7 +3,7 @@
 Standard library only, and no import of this project: the far end is started by the path of this file
 (`python -I -S link.py HOST`), in a few hundredths of a second, wherever there is an interpreter.
 
-The near end opens one connection per command. It sends a request of 58 bytes, big-endian:
+The near end opens one connection per command. It sends a request of 54 bytes, big-endian:
 
     magic b"MAAT" · version u8 = 1 · command u8 · token 32 bytes · count u64 · size u64
 
@@ -13,17 +13,16 @@ then closes). What follows depends on the command:
     CONNECT  nothing
     SOURCE   the far end sends `count` chunks of `size` bytes; closing early ends it
     SINK     the near end sends up to `count` chunks of `size` bytes and shuts its side down; the far end
-    answers
-             with a u64 n and n pairs of u64: bytes, and the nanoseconds in which they arrived
+             answers with a u64 n and n pairs of u64: bytes, and the nanoseconds in which they arrived
     ECHO     `count` messages of `size` bytes, each sent back before the next; closing early ends it
     DIGEST   `size` bytes, answered by their SHA-256 (32 bytes)
     RELAY    `size` bytes of JSON {"host", "port", "seconds"}: the far end itself probes that address with
-    the same
-             token, and answers with a u64 length and the JSON of the Link, or of {"error": message}
+             the same token, and answers with a u64 length and the JSON of the Link, or of {"error": message}
 
 The token keeps strangers and port scanners from using a machine as a traffic source; it travels in the
 clear, so it is no protection against someone who can read the traffic. Every socket operation on both sides
-has a timeout. """
+has a timeout.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +44,7 @@ from dataclasses import asdict, dataclass
 VERSION = 1
 CONNECT, SOURCE, SINK, ECHO, DIGEST, RELAY = range(1, 7)
 TOKEN_BYTES = 32
-CHUNK = (
-    16 << 20
-)  # bytes per rate: more than the socket buffers hold, or a rate would be that of emptying them
+CHUNK = 16 << 20  # bytes per rate: more than the socket buffers hold, whose emptying is no rate of the link
 PIECE = 1 << 20  # bytes per send and receive: what a slow link must move within the timeout
 MESSAGE = 64  # bytes of a ping
 TIMEOUT = 10.0  # seconds without any progress before an end gives up
@@ -79,7 +76,8 @@ class Link:
 
     receive, send: bytes per second of each chunk of 16 MiB, timed where it arrives, or one value over less
     where the time was up before that; round_trip: seconds of each 64-byte ping-pong; connect: seconds from
-    the start of a connection to the first byte of the answer. """
+    the start of a connection to the first byte of the answer.
+    """
 
     host: str
     port: int
@@ -183,11 +181,12 @@ def _answer_digest(link: socket.socket, token: bytes, count: int, size: int) -> 
 
 
 def _answer_relay(link: socket.socket, token: bytes, count: int, size: int) -> None:
-    order = json.loads(_receive_bytes(link, size))
+    text = _receive_bytes(link, size)
     answer: dict[str, object]
     try:
+        order = json.loads(text)
         answer = asdict(probe(order["host"], order["port"], token=token, seconds=order["seconds"]))
-    except (LinkError, ValueError) as error:
+    except (LinkError, ValueError, TypeError, KeyError) as error:  # the last two: JSON of another shape
         answer = {"error": str(error)}
     text = json.dumps(answer).encode()
     link.sendall(struct.pack("!Q", len(text)) + text)
@@ -204,9 +203,9 @@ _ANSWERS = {
 
 
 def _arrivals(link: socket.socket, count: int, size: int, deadline: float) -> Iterator[tuple[int, int]]:
-    """(bytes, nanoseconds) of each of `count` chunks of `size` bytes, the last one cut short when the other end
-    closes, or when the `deadline` (on the perf_counter clock) passes after PIECE bytes at least: fewer might have
-    been waiting in a buffer on the way, and say nothing of the link."""
+    """(bytes, nanoseconds) of each of `count` chunks of `size` bytes, the last one cut short when the other
+    end closes, or when the `deadline` (on the perf_counter clock) passes after PIECE bytes at least: fewer
+    might have been waiting in a buffer on the way, and say nothing of the link. """
     view = memoryview(bytearray(PIECE))
     began = time.perf_counter_ns()
     total = 0
@@ -243,7 +242,8 @@ def probe(
 
     Each of the four measurements stops after `seconds`, or after `chunks` of 16 MiB, `pings`,
     `connections`; it has one value at least. Raises LinkRefused, LinkTimeout, CorruptTransfer, LinkError,
-    ValueError. """
+    ValueError.
+    """
     _require_token(token)
     if seconds <= 0 or chunks < 1 or pings < 1 or connections < 1:
         raise ValueError(
@@ -397,7 +397,8 @@ class _Far:
 
 def _rates(arrived: list[tuple[int, int]]) -> tuple[float, ...]:
     """Bytes per second of whole chunks, without the first of several, which warms the connection up; of the
-    only part when the time was up before a chunk was whole."""
+    only part when the time was up before a chunk was whole.
+    """
     whole = [(size, nanoseconds) for size, nanoseconds in arrived if size == CHUNK]
     chosen = whole[1:] or whole or arrived
     if not chosen:
@@ -411,7 +412,8 @@ def _rates(arrived: list[tuple[int, int]]) -> tuple[float, ...]:
 def main(arguments: list[str]) -> int:
     """`link.py HOST [--port N] [--cpu N]`: read the token (hex, one line) from standard input, print the
     port, serve until standard input closes: an end that dies, however it dies, takes this process with
-    it."""
+    it.
+    """
     parser = argparse.ArgumentParser(description="Answer network probes until standard input closes.")
     parser.add_argument("host", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")

@@ -2,9 +2,10 @@
 
 **Bandwidth** (`Stream`, kernels in stream.c) counts bytes as STREAM does: those that the loop names, 16 or 24
 per element, whatever the caches add. Arrays are at least four times the last-level caches in sum. Each thread
-sits on a core of its own and first touches the part that it will work on. Copy, scale, add and triad exist
-with ordinary and with streaming stores; the faster one here is chosen by a short measurement. The mixes
-update in place, so that the ratio of reads to writes on the bus is exactly the one named.
+first touches the part that it will work on, and is bound to a core where that keeps it near (`placement`).
+Copy, scale, add and triad exist with ordinary and with streaming stores; the faster one here is chosen by a
+short measurement. The mixes update in place, so that the ratio of reads to writes on the bus is exactly the
+one named.
 
 **Latency** (`Chase`, kernel in chase.c) is seconds per load along a random cycle through all lines of a
 buffer: one buffer per cache level and one beyond the last, on huge pages where the system grants them. `tlb`
@@ -139,7 +140,7 @@ class Stream:
         if self.elements < 1:
             raise ValueError(f"elements is {self.elements}, expected at least 1")
         self._library = stream_library() if compiled else None
-        self._cpus = np.array(self.cpus, np.int32)
+        self._cpus = np.array(topology.placement(self.cpus), np.int32)
         self.a, self.b, self.c = (huge_array(self.elements) for _ in range(3))
         # Multiples of 2**-12 below 2: sums of 2**40 of them, and products, are exact in float64.
         steps = np.random.default_rng(SEED).integers(0, 4096, (3, PERIOD))

@@ -306,9 +306,7 @@ def _cpu_workloads() -> tuple[ModelWorkload, ...]:
         ),
         ModelWorkload(
             "resnet",
-            partial(
-                resnet, stem=32, widths=(32, 64, 128, 256), depths=(1, 1, 1, 1), block="basic", classes=100
-            ),
+            partial(resnet, stem=32, widths=(32, 64, 128, 256), depths=(1, 1, 1, 1), block="basic", classes=100),
             "image",
             8,
             96,
@@ -339,9 +337,7 @@ def _gpu_workloads() -> tuple[ModelWorkload, ...]:
             50257,
             1e-4,
         ),
-        ModelWorkload(
-            "llama", partial(llama, layers=8, feedforward=5632, **gated), "causal", 4, 2048, 32000, 1e-4
-        ),
+        ModelWorkload("llama", partial(llama, layers=8, feedforward=5632, **gated), "causal", 4, 2048, 32000, 1e-4),
         ModelWorkload(
             "mixtral",
             partial(
@@ -404,9 +400,7 @@ def build(
     not a floating type.
     """
     if not dtype.is_floating_point:
-        raise ModelProbeError(
-            f"{workload.name} asked for in {dtype}; a floating dtype is needed, e.g. torch.float32"
-        )
+        raise ModelProbeError(f"{workload.name} asked for in {dtype}; a floating dtype is needed, e.g. torch.float32")
     with torch.random.fork_rng(devices=[]), _default_dtype(torch.float32), torch.device("cpu"):
         # The CPU's generator only: torch.manual_seed would also reseed every GPU's, which is not forked here.
         torch.default_generator.manual_seed(seed)
@@ -435,9 +429,7 @@ def compiled(steps: ModelSteps) -> ModelSteps:
 
     The weights are shared with `steps` (training either changes both), the optimizer state is not.
     """
-    return _steps(
-        steps.workload, steps.model, steps.inputs, steps.labels, torch.compile(steps.model, dynamic=False)
-    )
+    return _steps(steps.workload, steps.model, steps.inputs, steps.labels, torch.compile(steps.model, dynamic=False))
 
 
 def _steps(
@@ -575,9 +567,7 @@ def _deterministic() -> Iterator[None]:
     try:
         torch.set_num_threads(1)
         torch.backends.cudnn.benchmark = False
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
-            ":4096:8"  # torch refuses deterministic cuBLAS calls without it
-        )
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch refuses deterministic cuBLAS calls without it
         torch.use_deterministic_algorithms(True)
         yield
     finally:

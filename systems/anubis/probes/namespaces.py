@@ -4,7 +4,8 @@ acts on.
 Names begin with `maat` and carry the identifier of the process that made them, so that a later process
 removes what a killed one has left, and nothing that is in use. Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN)
 and `ip`; `available` says what is missing. Nothing outside the two namespaces is touched: their addresses
-exist in them alone. """
+exist in them alone.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class NamespaceError(RuntimeError):
 @dataclass(frozen=True)
 class VethPair:
     """Namespaces `a` and `b` by name; each holds one end of the link, an interface `veth0` with its
-    address."""
+    address.
+    """
 
     a: str
     b: str
@@ -48,7 +50,8 @@ class VethPair:
 
 def available() -> str | None:
     """None when a pair can be made here, else the reason why not. It tries, for only that tells in a
-    container."""
+    container.
+    """
     if os.geteuid() != 0:
         return "a namespace pair needs root"
     if shutil.which("ip") is None:
@@ -72,7 +75,8 @@ def veth_pair() -> Iterator[VethPair]:
 
     Entered inside another `veth_pair()` of this process, it yields the same one: a fault that shapes the
     pair and a probe that measures it meet in it. Removed on return, on exceptions and on SIGTERM; what
-    SIGKILL leaves is removed by the next process. Raises NamespaceError. """
+    SIGKILL leaves is removed by the next process. Raises NamespaceError.
+    """
     remove_leftovers()
     pair = VethPair(f"{_PREFIX}{os.getpid()}a", f"{_PREFIX}{os.getpid()}b")
     if (_FOLDER / pair.a).exists():
@@ -100,7 +104,8 @@ def _make(pair: VethPair) -> None:
 
 def limit_rate(pair: VethPair, bits_per_second: int | None) -> None:
     """Limit both directions of the link by a token bucket; None lifts the limit. Raises NamespaceError,
-    ValueError."""
+    ValueError.
+    """
     if bits_per_second is not None and bits_per_second <= 0:
         raise ValueError(f"rate {bits_per_second} bit/s: expected a positive number, or None for no limit")
     for name in (pair.a, pair.b):
@@ -128,7 +133,8 @@ def call_inside(name: str | None, function: Callable[[], T], *, cpu: int | None 
     """function() on a thread of its own that is inside namespace `name` and on CPU `cpu`, where given.
 
     A network namespace and an affinity belong to a thread, so that the caller's stay as they are and no
-    state has to be restored. Raises NamespaceError, and what `function` raises. """
+    state has to be restored. Raises NamespaceError, and what `function` raises.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 

@@ -3,7 +3,8 @@ addresses.
 
 Traffic stays on 127.0.0.0/8 and in namespaces made here, except where `link.probe`, `link.serve` or
 `pairwise` are given other addresses. The far ends are processes of their own, which end with this one,
-however it ends. """
+however it ends.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def responder(
 
 def _first_line(stream: IO[str], seconds: float) -> str:
     """The first line, or "" when none came within `seconds`. A far end prints a single short line, so that it
-    arrives whole."""
+    arrives whole.
+    """
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         return stream.readline().strip() if selector.select(seconds) else ""
@@ -132,7 +134,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def loopback(*, seconds: float = 1.0) -> Link:
     """The link from this process to another over 127.0.0.1, each on a CPU of its own. Raises as `probe`
-    does."""
+    does.
+    """
     token, (here, there) = secrets.token_bytes(link.TOKEN_BYTES), two_cpus()
     with responder(token=token, cpu=there) as (host, port):
         return call_inside(None, lambda: probe(host, port, token=token, seconds=seconds), cpu=here)
@@ -173,7 +176,8 @@ def pairwise(
 
     The lower-numbered end of each pair probes the other, so that this process is in no link's way. A pair
     that cannot be measured has its error as its value: one broken link hides no other. Raises ValueError on
-    fewer than two addresses, or on one given twice. """
+    fewer than two addresses, or on one given twice.
+    """
     if len(addresses) < 2 or len(set(addresses)) != len(addresses):
         raise ValueError(f"addresses {list(addresses)}: expected two at least, each once")
 
@@ -194,7 +198,8 @@ def pairwise(
 class Collective:
     """One collective, timed. ranks: processes; size: bytes, as nccl-tests counts them (the buffer of an
     all-reduce and of an all-to-all, the output of an all-gather); seconds: of each iteration, in the
-    slowest rank."""
+    slowest rank.
+    """
 
     name: str
     ranks: int
@@ -204,7 +209,8 @@ class Collective:
     @property
     def bus_bandwidth(self) -> tuple[float, ...]:
         """Bytes per second and iteration that each rank's link carries: size / seconds times 2(n-1)/n for an
-        all-reduce, (n-1)/n for the others (nccl-tests, doc/PERFORMANCE.md)."""
+        all-reduce, (n-1)/n for the others (nccl-tests, doc/PERFORMANCE.md).
+        """
         factor = (2 if self.name == "all_reduce" else 1) * (self.ranks - 1) / self.ranks
         return tuple(self.size / seconds * factor for seconds in self.seconds)
 

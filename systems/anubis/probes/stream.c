@@ -1,8 +1,9 @@
 /* Memory bandwidth: STREAM's four kernels (J. D. McCalpin, 1995), a read, and two mixes that update in place.
  *
- * Copy, scale, add and triad overwrite an array that they do not read. Ordinary stores make the hardware fetch
- * each line first, traffic that STREAM does not count; streaming stores avoid it. Both forms are here, and the
- * caller measures which is faster. The mixes read what they write, so their counted bytes are the real ones.
+ * Copy, scale, add and triad overwrite an array that they do not read. Ordinary stores make the hardware
+ * fetch each line first, traffic that STREAM does not count; streaming stores avoid it. Both forms are here,
+ * and the caller measures which is faster. The mixes read what they write, so their counted bytes are the
+ * real ones.
  */
 #define _GNU_SOURCE
 #include "team.h"
@@ -102,10 +103,10 @@ double stream_pass(int kernel, int use_streaming_stores, long n, double q, doubl
     return total;
 }
 
-/* Repeat a table of `period` values through each array; each page is first touched by the thread that will use it,
- * which is what places it in the memory of that thread's NUMA node. */
-void stream_fill(long n, double *a, double *b, double *c, const double *ta, const double *tb, const double *tc,
-                 long period, const int *cpus, int members) {
+/* Repeat a table of `period` values through each array. Each page is first touched by the thread that will
+ * use it, which is what places it in the memory of that thread's NUMA node. */
+void stream_fill(long n, double *a, double *b, double *c, const double *ta, const double *tb,
+                 const double *tc, long period, const int *cpus, int members) {
 #pragma omp parallel for num_threads(members) schedule(static, 1)
     for (int m = 0; m < members; m++) {
         const long begin = part_begin(n, m, members), end = part_begin(n, m + 1, members);

@@ -1,5 +1,5 @@
-/* The peer of stream.c: what STREAM does, in its plainest form. Own arrays, ordinary memory, ordinary loops, and
- * nothing shared with the probe; built with no more than -O3 -fopenmp. */
+/* The peer of stream.c: what STREAM does, in its plainest form. Own arrays, ordinary memory, ordinary loops,
+ * and nothing shared with the probe; built with no more than -O3 -fopenmp. */
 #include <stdlib.h>
 
 static double *a, *b, *c;

@@ -1,7 +1,8 @@
-/* A team of threads, each on a CPU of its own.
+/* A team of threads, each bound to a CPU of its own, or to none.
  *
- * A kernel splits its work into `members` parts and runs part m on CPU cpus[m]. The CPUs that the threads were
- * allowed before are restored at the end, so that nothing else in the process notices.
+ * A kernel splits its work into `members` parts and runs part m on CPU cpus[m], or where the system likes if
+ * that is negative. The CPUs that the threads were allowed before are restored at the end, so that nothing
+ * else in the process notices.
  *
  *     #pragma omp parallel for num_threads(members) schedule(static, 1)
  *     for (int m = 0; m < members; m++) {
@@ -24,15 +25,19 @@
 static inline void enter(int cpu, cpu_set_t *before) {
     cpu_set_t only;
     CPU_ZERO(before);
+    if (cpu < 0) return;
     sched_getaffinity(0, sizeof *before, before);
     CPU_ZERO(&only);
     CPU_SET(cpu, &only);
     sched_setaffinity(0, sizeof only, &only);
 }
 
-static inline void leave(const cpu_set_t *before) { sched_setaffinity(0, sizeof *before, before); }
+static inline void leave(const cpu_set_t *before) {
+    if (CPU_COUNT(before) > 0) sched_setaffinity(0, sizeof *before, before);
+}
 
-/* First element of part m of n elements: parts are whole cache lines of 8 doubles, the last takes the rest. */
+/* First element of part m of n elements: parts are whole cache lines of 8 doubles, the last takes the rest.
+ * */
 static inline long part_begin(long n, int m, int members) {
     return m >= members ? n : (long)((__int128)n * m / members) / 8 * 8;
 }
