@@ -35,19 +35,9 @@ from reports.overview import (
     component_rank,
 )
 from reports.verdict import fleet_words, is_metric, is_ratio, severity, suspects_of, verdict_of
+from systems.anubis.criteria import Criteria, StoredCriterion, load_criteria
 from systems.anubis.machine import Noise
-from systems.anubis.records import (
-    Criteria,
-    Measurement,
-    RecordsError,
-    Run,
-    Runs,
-    StoredCriterion,
-    iter_journals,
-    load_criteria,
-    metric_id,
-    read_runs,
-)
+from systems.anubis.records import Measurement, RecordsError, Run, Runs, iter_journals, metric_id, read_runs
 from systems.anubis.suspects import deficit
 from systems.anubis.validator import InvalidSample, quantiles
 

@@ -17,8 +17,9 @@ import pytest
 
 import fixtures.gate
 from fixtures import judging
+from systems.anubis.criteria import load_criteria, save_criteria
 from systems.anubis.machine import NoiseSample, fingerprint, noise_between, sample_noise
-from systems.anubis.records import iter_journals, load_criteria, read_journal, read_runs, save_criteria
+from systems.anubis.records import iter_journals, read_journal, read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 

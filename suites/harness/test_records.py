@@ -17,26 +17,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from systems.anubis.criteria import CriteriaDamaged, StoredCriterion, load_criteria, save_criteria
 from systems.anubis.machine import Machine, Noise
 from systems.anubis.records import (
     RUN_SCHEMA,
     SCHEMA_VERSION,
     STATUSES,
-    CriteriaDamaged,
     Journal,
     Measurement,
     NotARunFile,
     Run,
     SchemaTooNew,
-    StoredCriterion,
     compact,
-    load_criteria,
     metric_id,
     read_journal,
     read_run_file,
     read_runs,
     recover,
-    save_criteria,
     write_run,
 )
 from systems.anubis.validator import learn

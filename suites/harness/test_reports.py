@@ -34,19 +34,9 @@ from reports.page import FILES, html, write_report
 from reports.quantity import duration, exact, stated
 from reports.superbench import ImportFailed, import_results, rule_of, split_key
 from reports.verdict import EXIT_CODES, SIGNS, TONES, status_of
+from systems.anubis.criteria import StoredCriterion, save_criteria
 from systems.anubis.machine import Machine, Noise
-from systems.anubis.records import (
-    RUN_SCHEMA,
-    STATUSES,
-    Journal,
-    Measurement,
-    Run,
-    StoredCriterion,
-    metric_id,
-    read_runs,
-    save_criteria,
-    write_run,
-)
+from systems.anubis.records import RUN_SCHEMA, STATUSES, Journal, Measurement, Run, metric_id, read_runs, write_run
 from systems.anubis.units import quantity, significant
 from systems.anubis.validator import Criterion, learn, one_sided
 

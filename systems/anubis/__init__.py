@@ -5,19 +5,9 @@ learned = learn(bandwidths, better="higher")      # one sample per node, no labe
 learned.criterion.judge(one_more).status          # "pass" or "defect"
 """
 
+from systems.anubis.criteria import StoredCriterion, load_criteria, save_criteria
 from systems.anubis.machine import Machine, Noise, fingerprint
-from systems.anubis.records import (
-    Measurement,
-    Run,
-    Runs,
-    StoredCriterion,
-    compact,
-    load_criteria,
-    read_runs,
-    recover,
-    save_criteria,
-    write_run,
-)
+from systems.anubis.records import Measurement, Run, Runs, compact, read_runs, recover, write_run
 from systems.anubis.validator import (
     Criterion,
     Learned,

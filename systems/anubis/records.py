@@ -1,33 +1,29 @@
-"""Run files, journals and criteria files: what Maat remembers, readable years later without this code.
+"""Run files and journals: what Maat remembers, readable years later without this code.
 
 One run of the suite on one node is one immutable Parquet file (`<utc>-<node8>-<run_id8>.parquet`); a folder of
 them is a fleet. While a run is going on, each test's rows are appended to a journal (JSON lines, fsynced), which
 `Journal.finish` or `recover` turns into the run file. Every file is written to a temporary name, fsynced and
-renamed, so a reader never sees half of one. Criteria files are plain JSON with a content hash; nothing that is
-read here is ever executed.
+renamed, so a reader never sees half of one; nothing that is read here is ever executed.
 
     RecordsError
     ├── SchemaTooNew        the file was written by a newer Maat
     ├── NotARunFile         truncated, foreign or damaged
-    └── CriteriaDamaged     a criteria file that does not parse, or whose content hash does not match
+    └── CriteriaDamaged     of `systems.anubis.criteria`
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,10 +31,8 @@ import pyarrow.parquet as pq
 from systems.anubis.machine import Machine, Noise
 from systems.anubis.machine import from_json as machine_from_json
 from systems.anubis.machine import to_json as machine_to_json
-from systems.anubis.validator import Criterion
 
 SCHEMA_VERSION = 1
-QUANTILE_DIGITS = 6
 
 STATUSES = ("pass", "defect", "flaky", "contended", "new", "invalid", "recorded", "error")
 
@@ -53,10 +47,6 @@ class SchemaTooNew(RecordsError):
 
 class NotARunFile(RecordsError):
     """Truncated, foreign or damaged: not a run file."""
-
-
-class CriteriaDamaged(RecordsError):
-    """A criteria file that does not parse, or whose content was changed without its hash."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +296,7 @@ def read_journal(path: Path) -> Run:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     try:
         header = json.loads(lines[0])
-        _check_version(int(header["schema"]), path)
+        check_version(int(header["schema"]), path)
         run = _run_of_header(header)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise NotARunFile(f"{path}: not a journal: its first line is no header ({error})") from error
@@ -384,19 +374,19 @@ def read_run_file(path: Path) -> list[Run]:
     try:
         table = pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise NotARunFile(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+        raise NotARunFile(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if "maat.schema" not in metadata:
         raise NotARunFile(f"{path}: a Parquet file, but not a run file of Maat (no maat.schema in its metadata)")
     try:
-        _check_version(int(metadata["maat.schema"]), path)
+        check_version(int(metadata["maat.schema"]), path)
         headers = [_run_of_header(header) for header in json.loads(metadata["maat.runs"])]
         rows: dict[str, list[Measurement]] = {run.run_id: [] for run in headers}
         for record in table.to_pylist():
             record["params"] = json.loads(record["params"])
             rows[record["run_id"]].append(_row_from_json(record))
     except (KeyError, TypeError, ValueError) as error:
-        raise NotARunFile(f"{path}: its metadata and rows do not fit together ({_first_line(error)})") from error
+        raise NotARunFile(f"{path}: its metadata and rows do not fit together ({first_line(error)})") from error
     return [replace(run, rows=tuple(rows[run.run_id])) for run in headers]
 
 
@@ -442,7 +432,8 @@ def compact(folder: Path) -> Path:
     return target
 
 
-def _check_version(version: int, path: Path) -> None:
+def check_version(version: int, path: Path) -> None:
+    """Raise SchemaTooNew for a file at `path` whose schema version is above ours."""
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(
             f"{path}: schema version {version}, and this Maat reads up to {SCHEMA_VERSION}; "
@@ -450,165 +441,9 @@ def _check_version(version: int, path: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text: enough for a reason in a list."""
     return str(error).partition("\n")[0]
-
-
-# --- criteria ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StoredCriterion:
-    """A learned criterion with where it came from. `seconds`: what one measurement costs."""
-
-    criterion: Criterion
-    unit: str
-    component: str = "harness"
-    runs: tuple[str, ...] = ()
-    stack: str = ""
-    seconds: float = 0.0
-    learned_at: str = ""
-    window: Mapping[str, int] | None = None
-
-    @cached_property
-    def hash(self) -> str:
-        """Twelve hexadecimal digits over the content as stored."""
-        return _digest(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able content, without its hash; quantiles with six significant digits."""
-        c = self.criterion
-        exact = c.better == "target"  # a target may be a digest, of which every digit counts
-        return {
-            "alpha": c.alpha if exact else _rounded(c.alpha),
-            "better": c.better,
-            "calibrated": c.calibrated,
-            "component": self.component,
-            "excluded": c.excluded,
-            "learned_at": self.learned_at,
-            "nodes": c.nodes,
-            "quantiles": [float(value) if exact else _rounded(value) for value in c.quantiles],
-            "repeatability": _rounded(c.repeatability),
-            "runs": list(self.runs),
-            "seconds": _rounded(self.seconds),
-            "stack": self.stack,
-            "unit": self.unit,
-            "window": dict(self.window) if self.window else None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StoredCriterion:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
-        criterion = Criterion(
-            quantiles=np.array([_positive(value) for value in data["quantiles"]]),
-            better=data["better"],
-            alpha=_fraction(data["alpha"]),
-            calibrated=bool(data["calibrated"]),
-            repeatability=_fraction(data["repeatability"]),
-            nodes=int(data["nodes"]),
-            excluded=int(data["excluded"]),
-        )
-        return cls(
-            criterion=criterion,
-            unit=str(data["unit"]),
-            component=str(data["component"]),
-            runs=tuple(map(str, data["runs"])),
-            stack=str(data["stack"]),
-            seconds=float(data["seconds"]),
-            learned_at=str(data["learned_at"]),
-            window=data.get("window"),
-        )
-
-
-Criteria = Mapping[str, StoredCriterion]
-
-
-def save_criteria(folder: Path, kind: str, criteria: Criteria) -> list[Path]:
-    """Write `<folder>/<kind>/<suite>.json`, one file a suite, sorted, one metric a block; returns the paths.
-
-    Criteria of the same suite that are not in `criteria` are dropped: the files hold what was learned last.
-    """
-    suites: dict[str, dict[str, Any]] = {}
-    for name in sorted(criteria):
-        stored = criteria[name]
-        suites.setdefault(name.partition("/")[0], {})[name] = {**stored.to_json(), "hash": stored.hash}
-    paths = []
-    for suite, metrics in suites.items():
-        content = {"kind": kind, "metrics": metrics, "schema": SCHEMA_VERSION}
-        path = folder / kind / f"{suite}.json"
-        write_atomically(path, _criteria_text(content).encode())
-        paths.append(path)
-    return paths
-
-
-def load_criteria(folder: Path, kind: str) -> dict[str, StoredCriterion]:
-    """All criteria for `kind`; empty when there are none.
-
-    Raises SchemaTooNew, or CriteriaDamaged with the file, the metric and what to do.
-    """
-    found: dict[str, StoredCriterion] = {}
-    for path in sorted((folder / kind).glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            _check_version(int(content["schema"]), path)
-            if content["kind"] != kind:
-                raise CriteriaDamaged(f"{path}: holds criteria of kind {content['kind']!r}, expected {kind!r}")
-            metrics = content["metrics"].items()
-        except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-            raise CriteriaDamaged(
-                f"{path}: not a criteria file ({_first_line(error)}); learn again with --learn, or restore it"
-            ) from error
-        for name, data in metrics:
-            try:
-                stored = StoredCriterion.from_json(data)
-                given = data["hash"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CriteriaDamaged(f"{path}: {name}: {error!r}; learn again with --learn, or restore it") from error
-            if given != stored.hash:
-                raise CriteriaDamaged(
-                    f"{path}: {name}: content hash is {stored.hash}, the file says {given}: it was "
-                    "changed by hand or damaged; learn again with --learn, or restore it"
-                )
-            found[name] = stored
-    return found
-
-
-def _criteria_text(content: Mapping[str, Any]) -> str:
-    """JSON in which a metric's quantiles stand on one line, so that a diff reads as "which metric moved"."""
-    lines = json.dumps(content, indent=1, sort_keys=True).splitlines()
-    out: list[str] = []
-    inside = False
-    for line in lines:
-        text = line.strip()
-        if inside:
-            out[-1] += text + (" " if text.endswith(",") and text != "]," else "")
-            inside = text not in {"]", "],"}
-        else:
-            out.append(line)
-            inside = text.endswith("[")
-    return "\n".join(out) + "\n"
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{float(value):.{QUANTILE_DIGITS}g}")
-
-
-def _positive(value: Any) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"a quantile must be a positive number, not {value!r}")
-    return number
-
-
-def _fraction(value: Any) -> float:
-    number = float(value)
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"expected a number in [0, 1], not {value!r}")
-    return number
 
 
 def iter_journals(folder: Path) -> Iterator[Path]:

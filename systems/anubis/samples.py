@@ -47,8 +47,7 @@ class NotEnoughNodes(ValidatorError):
     def __init__(self, valid: int, given: int, needed: int = 3) -> None:
         self.valid, self.given, self.needed = valid, given, needed
         super().__init__(
-            f"{valid} valid samples of {given} given, {needed} needed: "
-            "run the benchmark on more nodes, or more often"
+            f"{valid} valid samples of {given} given, {needed} needed: run the benchmark on more nodes, or more often"
         )
 
 

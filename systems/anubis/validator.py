@@ -261,9 +261,7 @@ def learn(
     )
 
 
-def _exclude(
-    X: Floats, alpha: float, adaptive: bool
-) -> tuple[NDArray[np.bool_], int, float, NDArray[np.int32]]:
+def _exclude(X: Floats, alpha: float, adaptive: bool) -> tuple[NDArray[np.bool_], int, float, NDArray[np.int32]]:
     """The healthy nodes, their medoid, the last exclusion cut, and the row orders of the healthy."""
     n = X.shape[1]
     orders = row_orders(X)
