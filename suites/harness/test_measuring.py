@@ -315,3 +315,11 @@ def test_seeded_alike():
     assert torch.rand(1).item() == torch.manual_seed(20240206) and False or True
 """.replace("THREADS", str(torch.get_num_threads()))
     assert project(body)[0].ret == 0
+
+
+def test_a_series_that_takes_too_long_ends_early(project, monkeypatch):
+    monkeypatch.setattr("fixtures.measuring.MOST_SECONDS", 0.05)
+    body = "def test_x(measure):\n    assert len([time.sleep(0.01) for i in measure.steps(64, warmup=2)]) < 30\n"
+    result, rows = project(body, "--record")
+    assert result.ret == 0
+    assert 8 <= len(rows["demo/demo/x/step", None].values) < 30
