@@ -163,7 +163,7 @@ def test_x(measure):
     plain, rows = project(body)
     assert plain.ret == 0
     assert not rows
-    plain.stdout.fnmatch_lines(["*plain run: reported, not judged*", "*SHORT: slow over fast: *expected at least 2x*"])
+    plain.stdout.fnmatch_lines(["*ratios (reported, not judged)*", "*SHORT: slow over fast: *expected at least 2x*"])
     recorded, rows = project(body, "--record")
     assert recorded.ret == 1
     recorded.stdout.fnmatch_lines(["*AssertionError: slow over fast: 0.*expected at least 2x*"])
