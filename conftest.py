@@ -7,5 +7,6 @@ pytest_plugins = [
     "fixtures.data",
     "fixtures.measuring",
     "fixtures.claims",
+    "fixtures.chain",
     "fixtures.gate",
 ]

@@ -44,7 +44,7 @@ def allowed_for(path: Path) -> tuple[str, ...]:
     if parts[0] == "suites" and parts[1] == "anubis":
         return ("systems.anubis", "systems.native", "suites.anubis")
     if parts[0] == "suites":
-        return (f"systems.{parts[1]}", f"suites.{parts[1]}", "systems.evm")
+        return (f"systems.{parts[1]}", f"suites.{parts[1]}", "systems.evm", "systems.native")
     return ()
 
 

@@ -1,0 +1,44 @@
+"""Spider as a tool: profile this machine, or explain what would run for a made-up pattern."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from systems.spider import TileTable, plan
+from systems.spider.patterns import block_mask
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m systems.spider", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "profile", help="measure this machine's tile table (10 s) and keep it; without, one that ships is used"
+    )
+    explain = commands.add_parser(
+        "explain",
+        help="every way to multiply by a sparse matrix, with its predicted cost",
+        epilog="example: python -m systems.spider explain --size 1024 --tile 8x1 --sparsity 0.9",
+    )
+    explain.add_argument("--size", type=int, default=1024, help="side of all three matrices (default 1024)")
+    explain.add_argument("--tile", default="32x1", help="granularity of the zeros, ROWSxCOLUMNS (default 32x1)")
+    explain.add_argument("--sparsity", type=float, default=0.9, help="share of zeros, 0 to 1 (default 0.9)")
+    given = parser.parse_args(arguments)
+    if given.command == "profile":
+        for dtype in (torch.float32, torch.float64):
+            print(TileTable.profile(dtype=dtype).save())
+        return 0
+    rows, _, columns = given.tile.partition("x")
+    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)) or not 0 <= given.sparsity <= 1:
+        parser.error(f"--tile {given.tile} --sparsity {given.sparsity}: expected the like of 32x1 and 0 to 1")
+    n = given.size
+    mask = block_mask(n, n, (int(rows), int(columns)), given.sparsity)
+    print(plan("mk,kn->mn", torch.where(mask, torch.ones(n, n), 0), torch.ones(n, n)).explain())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
