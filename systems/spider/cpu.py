@@ -314,7 +314,8 @@ def sampled(index: Arrays, size: int, x: Tensor, y: Tensor, form: Form) -> Tenso
     library = _kernels()
     (rows, depth), others = x.shape, y.shape[0]
     if form == "packed":
-        out = torch.empty(index.indices.numel(), size)
+        # The last block may be cut by the edge of S: what lies past it is not written, and must count as zero.
+        out = torch.zeros(index.indices.numel(), size)
     else:
         out = torch.zeros((others, rows) if form == "transposed" else (rows, others))
     strides = (1, rows) if form == "transposed" else (others, 1)
