@@ -28,9 +28,11 @@ def export(model, shape=IMAGE):
 
 
 def randomised(model, seed=0):
-    """A model whose BatchNorms do something."""
+    """A model with seeded weights, whose BatchNorms do something."""
     torch.manual_seed(seed)
     for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()  # the cases are made at import time, before any seed
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)

@@ -193,6 +193,33 @@ def test_padding_as_wide_as_the_kernel(kernel, pad, dilation, shape, zero):
     agrees(graph, random.integers(0, 256, (2, *shape)).astype(np.uint8))
 
 
+STRIDED = """
+import numpy as np, torch
+from systems.agatha import graph, xce
+from systems.agatha.descriptor import Op, Profile
+torch.set_num_threads(2)
+random, bounds = np.random.default_rng(0), {"lo": 0, "hi": 255}
+for trial in range(40):
+    junk = [torch.ones(5000 * k, dtype=torch.uint8) for k in range(1, 12)]
+    node = graph.Node(Op.CONV, (0,), (5, 5, 80), (10, 10, 40), stride=2, bias=np.zeros(80, np.int32),
+                      weight=random.integers(-64, 65, (80, 1, 1, 40)).astype(np.int8),
+                      shifts=np.full(80, 9, np.int8), **bounds)
+    start = graph.Node(Op.INPUT, (), (10, 10, 40), scale=graph.Scale(128), **bounds)
+    g = graph.Graph(Profile.INT8, (start, node))
+    x = torch.from_numpy(random.integers(0, 256, (2, 10, 10, 40)).astype(np.uint8))
+    assert torch.equal(xce._executor(g, "onednn")(x), xce._executor(g, "reference")(x)), trial
+"""
+
+
+def test_a_strided_kernel_of_one_pixel_under_avx2():
+    """Found by the matrix below, which failed now and then: oneDNN's own strided 1 x 1 convolution is wrong here."""
+    if "onednn" not in xce.backends(Profile.INT8):
+        pytest.skip("no oneDNN on this machine")
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", STRIDED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nan_survives_a_maximum():
     random = np.random.default_rng(0)
     x = random.standard_normal((1, 4, 4, 19)).astype(np.float32)
