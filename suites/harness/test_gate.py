@@ -156,6 +156,19 @@ def test_a_gate_on_a_healthy_machine_passes_and_runs_only_what_measures(machine)
     result.stdout.fnmatch_lines(["*verdict: PASS*4 pass*provisional*"])
 
 
+def test_a_papers_claim_is_no_part_of_the_gate(machine):
+    (machine.pytester.path / "seeds").mkdir()
+    (machine.pytester.path / "seeds/demo.toml").write_text(
+        '[[claim]]\nid = "c"\nstatement = "s"\nmetric = "m"\nstatus = "stated"\nhere = { op = "report" }\n'
+    )
+    bench = machine.pytester.path / "suites/demo/bench_demo.py"
+    claim = "@pytest.mark.claim('demo/c')\ndef test_claim(measure):\n    measure.record('x', 1.0, 's')\n"
+    bench.write_text(bench.read_text() + "\n" + claim)
+    machine.learn()
+    machine.run("--gate").assert_outcomes(passed=4, deselected=2)
+    machine.run("--record").assert_outcomes(passed=6)
+
+
 def test_a_slow_disk_is_a_defect_that_names_metric_medians_and_suspects(machine):
     machine.learn()
     machine.set_speed(0.013)
