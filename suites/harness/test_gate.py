@@ -156,6 +156,24 @@ def test_a_gate_on_a_healthy_machine_passes_and_runs_only_what_measures(machine)
     result.stdout.fnmatch_lines(["*verdict: PASS*4 pass*provisional*"])
 
 
+def test_a_module_that_needs_an_absent_package_is_left_out_of_the_gate_by_name(machine):
+    (machine.pytester.path / "suites/demo/test_extra.py").write_text("import no_such_package\n")
+    result = machine.run("--learn", "-rs")
+    result.assert_outcomes(passed=4, skipped=1, deselected=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*needs the package no_such_package, which is not installed*"])
+    assert machine.run("--record").ret == 1  # anywhere else nothing may go missing unseen
+
+
+def test_a_module_that_breaks_costs_only_its_own_measurements_and_the_exit_status(machine):
+    machine.learn()
+    (machine.pytester.path / "suites/demo/bench_broken.py").write_text("1 / 0\n")
+    result = machine.run("--gate")
+    result.assert_outcomes(passed=4, errors=1, deselected=1)
+    assert result.ret == 1
+    assert set(machine.statuses().values()) == {"pass"}
+
+
 def test_a_papers_claim_is_no_part_of_the_gate(machine):
     (machine.pytester.path / "seeds").mkdir()
     (machine.pytester.path / "seeds/demo.toml").write_text(
