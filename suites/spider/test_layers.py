@@ -133,6 +133,23 @@ def test_experts_have_gradients_and_more_than_4096_tokens_each():
     torch.testing.assert_close(y, torch.relu(many @ w_in[1]) @ w_out[1], rtol=1e-4, atol=1e-4)
 
 
+def test_float16_experts_never_multiply_in_float16_on_a_cpu(monkeypatch):
+    """There it takes twenty times as long as in float32."""
+    torch.manual_seed(0)
+    shapes = ((20, 11), (3, 11, 13), (3, 13, 11))
+    x, w_in, w_out = ((torch.randn(shape) / 2).half().requires_grad_() for shape in shapes)
+    ids, weights = torch.randint(3, (20, 2)), torch.rand(20, 2).half()
+    multiply, dtypes = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda a, b, **options: dtypes.append(a.dtype) or multiply(a, b, **options))
+    y = moe_ffn(x, w_in, w_out, ids, weights)
+    y.sum().backward()
+    assert dtypes
+    assert torch.float16 not in dtypes
+    expected = experts_one_by_one(x.detach(), w_in.detach(), w_out.detach(), ids, weights, "relu")
+    assert y.dtype == x.grad.dtype == w_in.grad.dtype == torch.float16
+    torch.testing.assert_close(y.double(), expected, rtol=2e-2, atol=5e-2)
+
+
 def test_a_mixture_of_experts_drops_no_token():
     layer = MoE(16, 32, 5, top_k=2)
     y, load = layer(torch.randn(3, 7, 16))

@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--sparsity", type=float, default=0.9, help="share of zeros, 0 to 1 (default 0.9)")
     given = parser.parse_args(arguments)
     if given.command == "profile":
-        for dtype in (torch.float32, torch.float64):
-            print(TileTable.profile(dtype=dtype).save())
+        for device, dtype in (("cpu", torch.float32), ("cpu", torch.float64), *_of_the_gpu()):
+            print(TileTable.profile(device, dtype).save())
         return 0
     rows, _, columns = given.tile.partition("x")
     if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)) or not 0 <= given.sparsity <= 1:
@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     mask = block_mask(n, n, (int(rows), int(columns)), given.sparsity)
     print(plan("mk,kn->mn", torch.where(mask, torch.ones(n, n), 0), torch.ones(n, n)).explain())
     return 0
+
+
+def _of_the_gpu() -> tuple[tuple[str, torch.dtype], ...]:
+    return (("cuda", torch.float32), ("cuda", torch.bfloat16)) if torch.cuda.is_available() else ()
 
 
 if __name__ == "__main__":

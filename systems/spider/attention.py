@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from systems.spider import ops
 from systems.spider.index import checked_lengths
-from systems.spider.rules import DtypeError, PatternError, ShapeError
+from systems.spider.rules import DtypeError, PatternError, ShapeError, SpiderError
 
 __all__ = ["attention"]
 
@@ -33,13 +34,15 @@ def attention(
     global_tokens: Tensor | None = None,
     lengths: Tensor | None = None,
     causal: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """softmax(q k' / sqrt(D)) v over the allowed keys only. q, k, v: (B, H, S, D) floats; returns (B, H, S, D).
 
     A key is allowed where all that is given allows it: mask, (S, S) or (B, S, S) bool; window: |i - j| <= window,
     or either of i, j is a global token; global_tokens: (g,) positions, for `window` only; lengths: (B,) real
     tokens of each item; causal: j <= i. A query without an allowed key gives zeros, and zero gradients.
-    Raises ShapeError, DtypeError, PatternError.
+    backend: "auto" is Triton's kernels for 32- and 16-bit floats on CUDA, differentiable once, and torch elsewhere.
+    Raises ShapeError, DtypeError, PatternError; SpiderError for a backend that is not there.
     """
     batch, heads, size = _check(q, k, v, mask, window, global_tokens)
     if lengths is not None:
@@ -51,6 +54,14 @@ def attention(
     spread = torch.zeros(size, dtype=torch.bool, device=q.device)
     if global_tokens is not None:
         spread[global_tokens.long()] = True
+    if backend not in ("auto", "torch", "triton"):
+        raise SpiderError(f"backend is {backend!r}, expected 'auto', 'torch' or 'triton'")
+    if backend == "triton" or (backend == "auto" and ops.chosen_backend(q, "auto") == "triton"):
+        ops.chosen_backend(q, "triton")
+        from systems.spider import gpu_attention
+
+        wide = mask[None] if mask is not None and mask.ndim == 2 else mask
+        return gpu_attention.attention(q, k, v, gpu_attention.Seen(size, window, spread, wide, lengths, causal))
     seen = _Seen(size, window, spread, mask, lengths, causal)
     items = range(batch) if lengths is not None or (mask is not None and mask.ndim == 3) else [None]
     outputs = [_one(q, k, v, seen, item) for item in items]

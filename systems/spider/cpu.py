@@ -55,6 +55,7 @@ class Arrays(NamedTuple):
     offsets: Tensor
     indices: Tensor
     values: Tensor | None
+    ends: Tensor | None = None  # where a list ends before the next one begins; see `gpu`
 
 
 class Counts(NamedTuple):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from systems.spider import ops
-from systems.spider.index import TileIndex, detect
+from systems.spider.index import TileIndex, find
 from systems.spider.moe import MoE, moe_ffn
 from systems.spider.ragged import Ragged
 from systems.spider.rules import PatternError, ShapeError
@@ -33,11 +33,12 @@ def relu_ffn(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor
     training step all but the first are sparse: the second, its two gradients, and the two of the first, whose
     incoming gradient is zero where relu is.
     """
-    hidden = torch.relu(F.linear(x.detach(), w_in.detach(), b_in.detach()))
+    hidden = torch.relu(ops.linear(x.detach(), w_in.detach(), b_in.detach()))
     plan = ops.make_plan(hidden, w_out.detach())
     if plan.micro_tile is None:
-        return torch.relu(F.linear(x, w_in, b_in)) @ w_out + b_out
-    return _ReluFFN.apply(x, w_in, b_in, w_out, b_out, detect(hidden, plan.micro_tile, pack=True), plan.backend)
+        return ops.dense(torch.relu(ops.linear(x, w_in, b_in)), w_out) + b_out
+    index = find(hidden, plan.micro_tile, pack=True, backend=plan.backend)
+    return _ReluFFN.apply(x, w_in, b_in, w_out, b_out, index, plan.backend)
 
 
 class _ReluFFN(torch.autograd.Function):
@@ -77,6 +78,7 @@ class _ReluFFN(torch.autograd.Function):
 
 def _column_sums(index: TileIndex) -> Tensor:
     """The sums over the rows of an indexed matrix."""
+    index = index.tight()
     assert index.values is not None
     sums = index.values.new_zeros(index.shape[1])
     if index.axis == 1:
@@ -157,9 +159,9 @@ class MaskedLinear(nn.Module):
         # The product is taken transposed: the sparse weight on the left, tokens along contiguous columns.
         plan = ops.make_plan(masked, rows.detach().t())
         if plan.micro_tile is None:
-            y = F.linear(rows, torch.where(self.mask, self.weight, 0), self.bias)
+            y = ops.linear(rows, torch.where(self.mask, self.weight, 0), self.bias)
         else:
-            index = TileIndex.from_mask(self.mask, plan.micro_tile)
+            index = TileIndex.from_mask(self.mask, plan.micro_tile, plan.backend)
             y = _MaskedLinear.apply(rows, self.weight, self.bias, index, plan.backend)
         return y.view(*x.shape[:-1], -1)
 
@@ -233,8 +235,8 @@ class RaggedEncoderLayer(nn.Module):
     def forward(self, r: Ragged) -> Ragged:
         """r: a batch of items of d features."""
         x = r.values
-        x = self.norm1(x + self.out(self._attend(self.qkv(x), r)))
-        x = self.norm2(x + self.w_out(F.gelu(self.w_in(x))))
+        x = self.norm1(x + _through(self.out, self._attend(_through(self.qkv, x), r)))
+        x = self.norm2(x + _through(self.w_out, F.gelu(_through(self.w_in, x))))
         return r.with_values(x)
 
     def _attend(self, qkv: Tensor, r: Ragged) -> Tensor:
@@ -258,3 +260,7 @@ class RaggedEncoderLayer(nn.Module):
             parts.append(y.transpose(1, 2).reshape(-1, width))
             places.append(rows)
         return torch.zeros_like(qkv[:, :width]).index_copy(0, torch.cat(places), torch.cat(parts))
+
+
+def _through(layer: nn.Linear, x: Tensor) -> Tensor:
+    return ops.linear(x, layer.weight, layer.bias)

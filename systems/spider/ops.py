@@ -3,30 +3,33 @@
 A product is planned (selection), its sparse operand detected once (index), and run by the kernels of a backend;
 the gradients use the same index. Nothing is kept between calls, so a new pattern in the same memory is a new
 pattern. All of it holds for every dtype: float32 natively, 16-bit floats in float32 with one rounding at the
-end, float64 and integers through torch.
+end, float64 and integers through torch. On CUDA the kernels are Triton's.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from systems.spider import cpu, selection, torch_backend
 from systems.spider.cpu import Form
-from systems.spider.index import TileIndex, detect, row_major
+from systems.spider.index import TileIndex, find, row_major
 from systems.spider.rules import DtypeError, PatternError, ShapeError, SpiderError
 from systems.spider.selection import Plan, Problem, TileTable
 
 __all__ = ["make_plan", "matmul", "sread", "swrite"]
 
 Sparse = Literal["a", "b", "out"]
-BACKENDS = ("auto", "native", "torch", "dense")
+BACKENDS = ("auto", "native", "torch", "triton", "dense")
 HALF = (torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 DTYPES = (torch.float32, torch.float64, *HALF, *INTEGERS)
@@ -111,7 +114,7 @@ def make_plan(a: Tensor, b: Tensor, *, sparse: Sparse = "a", mask: Tensor | None
         raise ShapeError(f"a plan is made for matrices, not for shapes {tuple(a.shape)} and {tuple(b.shape)}")
     if sparse == "b":
         return make_plan(b.t(), a.t(), backend=backend)
-    chosen = _backend(a, backend)
+    chosen = chosen_backend(a, backend)
     threads = torch.get_num_threads() if a.device.type == "cpu" else 1
     (m, k), n = a.shape, b.shape[1]
     # Of a masked output the sparse matrix is the mask: (m, n), with dots of length k.
@@ -125,8 +128,11 @@ def make_plan(a: Tensor, b: Tensor, *, sparse: Sparse = "a", mask: Tensor | None
     seen = mask if mask is not None else a.detach()
     if chosen == "native":
         seen = row_major(seen.float())
-    counts = selection.count(seen)
-    table = _table(a.device.type, "float32" if chosen == "native" else "float64")
+    counts = selection.count(seen, chosen)
+    if chosen == "triton":
+        table = _table("cuda", "bfloat16" if a.dtype in HALF else "float32")
+    else:
+        table = _table("cpu", "float32" if chosen == "native" else "float64")
     return selection.choose(counts, problem, table, expression, chosen, forced=backend != "auto")
 
 
@@ -137,7 +143,7 @@ def sread(x: Tensor, index: TileIndex, axis: int) -> Tensor:
     slices there. Differentiable. Raises ShapeError.
     """
     _check_along(x, index, axis, "x")
-    return x.index_select(axis, index.indices)
+    return x.index_select(axis, index.tight().indices)
 
 
 def swrite(y: Tensor, index: TileIndex, axis: int, out: Tensor, accumulate: bool = False) -> Tensor:
@@ -148,7 +154,7 @@ def swrite(y: Tensor, index: TileIndex, axis: int, out: Tensor, accumulate: bool
     Raises ShapeError, PatternError.
     """
     _check_along(out, index, axis, "out")
-    places = index.indices.long()
+    places = index.tight().indices.long()
     if y.shape != (*out.shape[:axis], places.numel(), *out.shape[axis + 1 :]):
         raise ShapeError(f"y is {tuple(y.shape)}, expected out's shape with {places.numel()} along axis {axis}")
     if accumulate:
@@ -210,18 +216,28 @@ def _check_along(x: Tensor, index: TileIndex, axis: int, name: str) -> None:
         raise ShapeError(f"{name} is {tuple(x.shape)}, expected {places} along axis {axis}, which the index condenses")
 
 
-def _backend(a: Tensor, wanted: str) -> str:
+def chosen_backend(a: Tensor, wanted: str) -> str:
     """The backend that runs: "native", "torch", "triton" or "dense"."""
     if wanted == "native":
         if a.device.type != "cpu" or not cpu.available():
             raise SpiderError("backend 'native' needs CPU tensors and a C compiler")
         if a.dtype != torch.float32 and a.dtype not in HALF:
             raise DtypeError(f"backend 'native' computes float32 and 16-bit floats, not {a.dtype}: use 'torch'")
+    elif wanted == "triton":
+        if not a.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise SpiderError("backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 from the start for the CPU")
+        if a.dtype != torch.float32 and a.dtype not in HALF:
+            raise DtypeError(f"backend 'triton' computes float32 and 16-bit floats, not {a.dtype}: use 'torch'")
     elif wanted == "auto":
         if a.device.type != "cpu":
-            return "dense"  # the kernels for a GPU are still to come, and plain torch gathers too slowly there
+            return "triton" if a.is_cuda and runnable(a.dtype) else "dense"  # plain torch gathers too slowly there
         return "native" if (a.dtype == torch.float32 or a.dtype in HALF) and cpu.available() else "torch"
     return wanted
+
+
+def runnable(dtype: torch.dtype) -> bool:
+    """Whether there are kernels of a GPU for a dtype, and a triton to compile them."""
+    return (dtype == torch.float32 or dtype in HALF) and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
@@ -251,7 +267,8 @@ def _matrix_product(
         return dense(a, b) if sparse == "a" else torch.where(_as_mask(mask), dense(a, b), 0)
     if isinstance(mask, TileIndex):
         index = replace(mask, values=_ones(mask))
-        return _Sampled.apply(a, b.t(), index, _backend(a, backend if backend != "dense" else "torch"))
+        chosen = chosen_backend(a, backend)
+        return _Sampled.apply(a, b.t(), index, "torch" if chosen == "dense" else chosen)
     plan = plan or make_plan(a, b, sparse="out" if mask is not None else "a", mask=mask, backend=backend)
     expected = (a.shape[0], b.shape[1], a.shape[1]) if mask is not None else (a.shape[0], a.shape[1], b.shape[1])
     if (plan.problem.m, plan.problem.k, plan.problem.n) != expected:
@@ -260,11 +277,11 @@ def _matrix_product(
     if mask is not None:
         if tile is None:
             return torch.where(mask, dense(a, b), 0)
-        return _Sampled.apply(a, b.t(), TileIndex.from_mask(mask, tile), plan.backend)
+        return _Sampled.apply(a, b.t(), TileIndex.from_mask(mask, tile, plan.backend), plan.backend)
     if tile is None:
         # The gradient of `where` is the pattern's.
         return dense(a if grad == "exact" else torch.where(a != 0, a, 0), b)
-    return multiply(a, b, detect(a, tile, pack=True), grad, plan.backend)
+    return multiply(a, b, find(a, tile, pack=True, backend=plan.backend), grad, plan.backend)
 
 
 def multiply(a: Tensor, b: Tensor, index: TileIndex, grad: str, backend: str) -> Tensor:
@@ -279,6 +296,14 @@ def dense(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear, with the same exception as `dense`."""
+    if x.dtype == torch.float16 and x.device.type == "cpu":
+        y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
 def _as_mask(mask: Tensor | TileIndex | None) -> Tensor:
     assert mask is not None
     return mask.to_mask() if isinstance(mask, TileIndex) else mask
@@ -290,12 +315,16 @@ def _ones(index: TileIndex) -> Tensor:
 
 def kernels(backend: str) -> ModuleType:
     """The module that runs a backend."""
+    if backend == "triton":
+        from systems.spider import gpu
+
+        return gpu
     return cpu if backend == "native" else torch_backend
 
 
 def times(index: TileIndex, b: Tensor, backend: str) -> Tensor:
     """S @ b for the indexed S, from its packed values: (rows of S, N), in b's dtype. No gradient."""
-    wide = _computing(b)
+    wide = _computing(b, backend)
     arrays = index.arrays()._replace(values=_values(index, wide.dtype))
     module = kernels(backend)
     kernel = module.k_gather if index.axis == 1 else module.m_gather
@@ -304,7 +333,7 @@ def times(index: TileIndex, b: Tensor, backend: str) -> Tensor:
 
 def sample(index: TileIndex, x: Tensor, y: Tensor, form: Form, backend: str) -> Tensor:
     """x @ y.T at the non-zero packed values of an index of the result; form "dense" or "packed". No gradient."""
-    first, second = row_major(_computing(x)), row_major(_computing(y))
+    first, second = row_major(_computing(x, backend)), row_major(_computing(y, backend))
     arrays = index.arrays()._replace(values=_values(index, first.dtype))
     kernel = kernels(backend).sampled
     if index.axis == 1:
@@ -314,7 +343,7 @@ def sample(index: TileIndex, x: Tensor, y: Tensor, form: Form, backend: str) -> 
 
 def with_values(index: TileIndex, x: Tensor, backend: str) -> TileIndex:
     """The index with the values of x, a matrix of the indexed shape."""
-    wide = _computing(x)
+    wide = _computing(x, backend)
     values = kernels(backend).pack(index.arrays(), index.size, wide if index.axis == 1 else wide.t())
     return replace(index, values=values, dtype=x.dtype)
 
@@ -326,7 +355,7 @@ def transposed(index: TileIndex, backend: str) -> TileIndex:
     their time on loads and stores, so these are listed anew (no pass over the matrix is needed for that).
     """
     assert index.values is not None
-    if index.axis == 0:
+    if index.axis == 0 or backend == "triton":
         return index.transpose()
     if index.size >= WIDE_TILE and index.coverage <= COVERED:
         return index.transpose()
@@ -334,10 +363,10 @@ def transposed(index: TileIndex, backend: str) -> TileIndex:
     return TileIndex(index.shape[::-1], index.dtype, 1, (1, 1), *arrays)
 
 
-def _computing(x: Tensor) -> Tensor:
-    """x in the dtype that the kernels add in."""
+def _computing(x: Tensor, backend: str) -> Tensor:
+    """x in the dtype that the kernels of a backend take: those of a GPU widen 16-bit floats themselves."""
     x = x.detach()
-    return x.float() if x.dtype in HALF else x
+    return x.float() if x.dtype in HALF and backend != "triton" else x
 
 
 def _values(index: TileIndex, dtype: torch.dtype) -> Tensor:
@@ -383,7 +412,7 @@ class _Sampled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         index = ctx.index
-        ones = replace(index, values=(index.values != 0).to(_computing(x).dtype))
+        ones = replace(index, values=(index.values != 0).to(_computing(x, ctx.backend).dtype))
         kept = sample_mask(ones)
         g = torch.where(kept, grads[0], 0)
         packed = with_values(index, g, ctx.backend)
@@ -395,6 +424,7 @@ class _Sampled(torch.autograd.Function):
 
 def sample_mask(index: TileIndex) -> Tensor:
     """(R, C) bool: where the packed values are not zero."""
+    index = index.tight()
     assert index.values is not None
     along = index if index.axis == 1 else index.transpose()
     blocks, size = along.offsets.numel() - 1, along.size

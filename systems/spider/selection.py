@@ -25,6 +25,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,16 +40,53 @@ __all__ = ["Candidate", "Plan", "Problem", "RuleCost", "TileTable", "choose", "c
 FORMAT = 1
 SMALL = 4_000_000  # multiply-adds below which looking costs more than it can save
 SAMPLED_BLOCKS = 64
+WIDE_BLOCKS = 16  # blocks of 128 rows that are counted where the native kernel does not count
 EXACT_BLOCKS = 32  # at most this many blocks of 8 rows are all counted
 BUCKETS = 24  # per factor of e: choices are shared by densities within 4 %
 PROFILED_SIDE = 1024
+PROFILED_GPU_SIDE = 4096
 MARGIN = 0.88  # a rule must be predicted below this share of dense: predictions err, dense is safe
+PROFILED = (("cpu", "float32"), ("cpu", "float64"), ("cuda", "float32"), ("cuda", "bfloat16"))
 SHIPPED = Path(__file__).with_name("tile_table.json")
 
 K_RULES = {"k 1x1": 1, "k 2x1": 2, "k 4x1": 4, "k 8x1": 8}
 M_RULES = {"m 1x16": 16, "m 1x32": 32, "m 1x64": 64, "m rows": 0}
 TORCH_RULES = {"k 32x1": 32, "k 128x1": 128, "m rows": 0}
 SAMPLED_RULES = {"out 1x1": 1, "out 2x1": 2, "out 4x1": 4, "out 8x1": 8}
+GPU_K_RULES = {"k 16x1": 16, "k 32x1": 32, "k 64x1": 64, "k 128x1": 128}
+GPU_M_RULES = {"m 1x32": 32, "m 1x64": 64, "m 1x128": 128, "m rows": 0}
+GPU_SAMPLED_RULES = {"out 16x1": 16, "out 32x1": 32, "out 64x1": 64, "out 128x1": 128}
+RULES = {
+    "native": {**K_RULES, **M_RULES, **SAMPLED_RULES},
+    "torch": TORCH_RULES,
+    "triton": {**GPU_K_RULES, **GPU_M_RULES, **GPU_SAMPLED_RULES},
+}
+
+
+class WideCounts(NamedTuple):
+    """As `cpu.Counts`, for the micro-tiles of a GPU and of plain torch."""
+
+    sixteens: float
+    thirties: float
+    sixties: float
+    hundreds: float
+    strips32: float
+    strips64: float
+    strips128: float
+    rows: float
+
+
+SHARES = {
+    "native": {
+        "1x1": "elements", "2x1": "pairs", "4x1": "fours", "8x1": "eights",
+        "1x16": "strips16", "1x32": "strips32", "1x64": "strips64", "rows": "rows",
+    },
+    "wide": {
+        "16x1": "sixteens", "32x1": "thirties", "64x1": "sixties", "128x1": "hundreds",
+        "1x32": "strips32", "1x64": "strips64", "1x128": "strips128", "rows": "rows",
+    },
+}  # fmt: skip
+"""Which count belongs to a micro-tile."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +105,8 @@ class TileTable:
     """What was measured on one machine for one dtype.
 
     dense_mac: seconds per multiply-add of a dense product; fixed and call: seconds that a dense product and one by
-    a rule take when there is nothing to do. `origin`: "profiled", "cached" or "shipped".
+    a rule take when there is nothing to do. `origin`: "profiled", "cached", "shipped", or "estimated": from the
+    rooflines of an H100, for a GPU that was not profiled yet.
     """
 
     device: str
@@ -89,7 +129,7 @@ class TileTable:
         if path.exists():
             try:
                 table = _read(json.loads(path.read_text(encoding="utf-8")), "cached")
-                if (table.machine, table.device, table.dtype) == (_machine(), device, name):
+                if (table.machine, table.device, table.dtype) == (_machine(device), device, name):
                     return table
                 warnings.warn(f"{path} is of another machine ({table.machine}); ignored", RuntimeWarning, stacklevel=2)
             except (OSError, ValueError, TypeError, KeyError) as error:
@@ -100,17 +140,21 @@ class TileTable:
                     stacklevel=2,
                 )
         tables = json.loads(SHIPPED.read_text(encoding="utf-8"))["tables"]
+        if device == "cuda":
+            return _read(tables[f"cuda-{name}"], "estimated")
         return _read(tables["float64" if name == "float64" or not cpu.available() else "float32"], "shipped")
 
     @classmethod
     def profile(cls, device: str = "cpu", dtype: torch.dtype = torch.float32, budget_s: float = 20.0) -> TileTable:
         """Measure this machine, within `budget_s` seconds; what does not fit is left out and never chosen.
 
-        Raises DtypeError for a dtype that has no kernels of its own: 16-bit floats use float32's table.
+        Raises DtypeError for a dtype that has no table of its own: on the CPU 16-bit floats use float32's, on a GPU
+        float16 uses bfloat16's.
         """
         name = _dtype_name(dtype)
-        if name not in {"float32", "float64"} or device != "cpu":
-            raise DtypeError(f"there is nothing to profile for {dtype} on {device}: give float32 or float64 on the CPU")
+        if (device, name) not in PROFILED:
+            choices = ", ".join(f"{where} {what}" for where, what in PROFILED)
+            raise DtypeError(f"there is nothing to profile for {dtype} on {device!r}: expected one of {choices}")
         return _profile(cls, device, name, time.perf_counter() + budget_s)
 
     def save(self) -> Path:
@@ -193,31 +237,41 @@ class Plan:
 # ------------------------------------------------------------------------------------------------- selection
 
 
-def count(x: Tensor) -> Counts:
-    """The share of micro-tiles that each shape keeps, from a sample of rows of x, (m, k).
+def count(x: Tensor, backend: str) -> Counts | WideCounts:
+    """The share of micro-tiles that each shape of a backend keeps, from a sample of rows of x, (m, k).
 
-    float32 on the CPU is counted by the native kernel on up to 64 spread blocks of 8 rows; anything else in
-    torch, where only the shapes of TORCH_RULES are told apart (as eights: 32x1, as fours: 128x1).
+    "native": of float32 on the CPU, up to 64 spread blocks of 8 rows; else up to 16 spread blocks of 128 rows, counted
+    in torch. On a GPU the host waits here once, for eight numbers: a plan given to `matmul` spares it that.
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and cpu.available():
+    if backend == "native":
         blocks = -(-x.shape[0] // 8)
         return cpu.profile(x, blocks if blocks <= EXACT_BLOCKS else SAMPLED_BLOCKS)
+    if not x.numel():
+        return WideCounts(*[0.0] * len(WideCounts._fields))
+    rows = x.shape[0]
+    if rows > WIDE_BLOCKS * 128:
+        starts = torch.linspace(0, rows // 128 - 1, WIDE_BLOCKS, device=x.device).long() * 128
+        x = x[(starts[:, None] + torch.arange(128, device=x.device)).view(-1)]
     kept = x != 0
-    rows = kept.any(1)
-
-    def share(size: int) -> float:
-        groups = torch.nn.functional.pad(kept, (0, 0, 0, -x.shape[0] % size)).view(-1, size, x.shape[1]).any(1)
-        return float(groups.float().mean())
-
-    if not kept.numel():
-        return Counts(*[0.0] * len(Counts._fields))
-    elements = float(kept.float().mean())
-    whole = float(rows.float().mean())
-    return Counts(elements, elements, share(128), share(32), whole, whole, whole, whole)
+    shares = []
+    for part, sizes in ((kept, (16, 32, 64, 128)), (kept.t(), (32, 64, 128))):
+        extent = part.shape[0]
+        wide = torch.nn.functional.pad(part, (0, 0, 0, -extent % 128)).unflatten(0, (-1, sizes[0])).any(1)
+        for size in sizes:
+            blocks = -(-extent // size)
+            shares.append(wide[:blocks].float().mean())
+            wide = wide.unflatten(0, (-1, 2)).any(1) if size < 128 else wide
+    return WideCounts(*torch.stack([*shares, kept.any(1).float().mean()]).tolist())
 
 
 def choose(
-    counts: Counts, problem: Problem, table: TileTable, expression: str, backend: str, *, forced: bool = False
+    counts: Counts | WideCounts,
+    problem: Problem,
+    table: TileTable,
+    expression: str,
+    backend: str,
+    *,
+    forced: bool = False,
 ) -> Plan:
     """The cheapest candidate for S with these counts; equal inputs to within a bucket give the same plan.
 
@@ -243,10 +297,10 @@ class _Key:
 @functools.lru_cache(maxsize=4096)
 def _choose(buckets: tuple[int, ...], p: Problem, key: _Key, expression: str, backend: str, forced: bool) -> Plan:
     table = key.table
-    counts = Counts(*(math.exp(bucket / BUCKETS) if bucket > -10_000 else 0.0 for bucket in buckets))
-    rules = {**K_RULES, **M_RULES} if backend == "native" else TORCH_RULES
-    if expression.startswith("out"):
-        rules = SAMPLED_RULES
+    values = (math.exp(bucket / BUCKETS) if bucket > -10_000 else 0.0 for bucket in buckets)
+    counts = Counts(*values) if backend == "native" else WideCounts(*values)
+    wanted = expression.startswith("out")
+    rules = {name: size for name, size in RULES[backend].items() if name.startswith("out") == wanted}
     candidates = [Candidate("dense", table.fixed + table.dense_mac * p.m * p.k * p.n / p.threads, 1.0)]
     for name, size in rules.items():
         cost = table.rules.get(name)
@@ -263,15 +317,10 @@ def _choose(buckets: tuple[int, ...], p: Problem, key: _Key, expression: str, ba
     return Plan(expression, backend, best.name, tuple(candidates), p, table.origin)
 
 
-def kept_share(rule: str, counts: Counts) -> float:
+def kept_share(rule: str, counts: Counts | WideCounts) -> float:
     """Of `counts`, the one that belongs to a rule."""
-    shares = {
-        "k 1x1": counts.elements, "k 2x1": counts.pairs, "k 4x1": counts.fours, "k 8x1": counts.eights,
-        "m 1x16": counts.strips16, "m 1x32": counts.strips32, "m 1x64": counts.strips64, "m rows": counts.rows,
-        "k 32x1": counts.eights, "k 128x1": counts.fours, "out 1x1": counts.elements, "out 2x1": counts.pairs,
-        "out 4x1": counts.fours, "out 8x1": counts.eights,
-    }  # fmt: skip
-    return shares[rule]
+    shares = SHARES["native" if isinstance(counts, Counts) else "wide"]
+    return float(getattr(counts, shares[rule.partition(" ")[2]]))
 
 
 def predicted(cost: RuleCost, name: str, size: int, kept: float, p: Problem) -> float:
@@ -289,67 +338,74 @@ def predicted(cost: RuleCost, name: str, size: int, kept: float, p: Problem) -> 
 
 
 def _profile(cls: type[TileTable], device: str, name: str, deadline: float) -> TileTable:
-    n = PROFILED_SIDE
+    n = PROFILED_SIDE if device == "cpu" else PROFILED_GPU_SIDE
     dtype = getattr(torch, name)
     generator = torch.Generator().manual_seed(0)
-    b = torch.randn(n, n, generator=generator, dtype=dtype).to(device)
+    b = torch.randn(n, n, generator=generator).to(device, dtype)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        dense = _seconds(lambda: torch.mm(b, b))
+        dense = _seconds(lambda: torch.mm(b, b), device)
         tiny = torch.ones(8, 8, dtype=dtype, device=device)
-        fixed = _seconds(lambda: torch.mm(tiny, tiny))
-        native = name == "float32" and device == "cpu" and cpu.available()
-        wanted = {**K_RULES, **M_RULES, **SAMPLED_RULES} if native else TORCH_RULES
+        fixed = _seconds(lambda: torch.mm(tiny, tiny), device)
+        backend = "torch"
+        if device == "cuda":
+            backend = "triton"
+        elif name == "float32" and cpu.available():
+            backend = "native"
         rules = {}
-        for rule, size in wanted.items():
+        for rule, size in RULES[backend].items():
             if time.perf_counter() > deadline:
                 warnings.warn(f"the budget is spent before {rule} was profiled: it is never chosen", stacklevel=3)
                 break
-            rules[rule] = _cost_of(rule, size or n, b, generator, native)
-        call = _seconds(lambda: _by_rule(tiny, native))
-        return cls(device, name, _machine(), (dense - fixed) / n**3, fixed, call, rules)
+            rules[rule] = _cost_of(rule, size or n, b, generator, backend)
+        call = max(_seconds(lambda: _by_rule(tiny, backend), device) - fixed, 0.0)
+        return cls(device, name, _machine(device), (dense - fixed) / n**3, fixed, call, rules)
     finally:
         torch.set_num_threads(threads)
 
 
-def _by_rule(a: Tensor, native: bool) -> Tensor:
-    count(a)
-    if native:
-        return cpu.k_gather(cpu.detect_columns(a, 8, True), 8, a, a.shape[0])
-    return torch_backend.k_gather(torch_backend.detect(a, 8, 1, True), 8, a, a.shape[0])
+def _module(backend: str) -> ModuleType:
+    if backend == "triton":
+        from systems.spider import gpu
+
+        return gpu
+    return cpu if backend == "native" else torch_backend
 
 
-def _cost_of(rule: str, size: int, b: Tensor, generator: torch.Generator, native: bool) -> RuleCost:
+def _find(x: Tensor, size: int, axis: int, backend: str) -> cpu.Arrays:
+    if backend == "native":
+        return cpu.detect_columns(x, size, True) if axis == 1 else cpu.detect_rows(x, size, True)
+    found = _module(backend).detect(x, size, axis, True)
+    return cpu.Arrays(*found)
+
+
+def _by_rule(a: Tensor, backend: str) -> Tensor:
+    """All that a product by a rule does, for an operand so small that only the calls take time."""
+    count(a, backend)
+    size = 8 if backend == "native" else 32
+    product: Tensor = _module(backend).k_gather(_find(a, size, 1, backend), size, a, a.shape[0])
+    return product
+
+
+def _cost_of(rule: str, size: int, b: Tensor, generator: torch.Generator, backend: str) -> RuleCost:
     """Fit the five constants from an empty matrix and two densities."""
-    n = b.shape[0]
-    device = b.device.type
+    n, device, module = b.shape[0], b.device.type, _module(backend)
+    axis = 0 if rule.startswith("m") else 1
     densities = (0.0, 0.05, 0.4)
     detections, products, entries = [], [], []
     for density in densities:
-        if rule.startswith("m"):
-            kept = torch.rand(n, n // size, generator=generator).lt(density).repeat_interleave(size, 1)
-        else:
-            kept = torch.rand(n // size, n, generator=generator).lt(density).repeat_interleave(size, 0)
+        blocks = (n, n // size) if axis == 0 else (n // size, n)
+        kept = torch.rand(*blocks, generator=generator).lt(density).repeat_interleave(size, 1 - axis)
         a = torch.where(kept.to(device), b, torch.zeros((), dtype=b.dtype, device=device))
-        if native:
-            detector = cpu.detect_rows if rule.startswith("m") else cpu.detect_columns
-            index = detector(a, size, True)
-            if rule.startswith("out"):
-                product: Callable[[], Tensor] = functools.partial(cpu.sampled, index, size, b, b, "dense")
-            elif rule.startswith("m"):
-                product = functools.partial(cpu.m_gather, index, size, b, n)
-            else:
-                product = functools.partial(cpu.k_gather, index, size, b, n)
-            detections.append(_seconds(functools.partial(detector, a, size, True)))
+        index = _find(a, size, axis, backend)
+        if rule.startswith("out"):
+            product: Callable[[], object] = functools.partial(module.sampled, index, size, b, b, "dense")
         else:
-            axis = 0 if rule.startswith("m") else 1
-            index = torch_backend.detect(a, size, axis, True)
-            gather = torch_backend.m_gather if axis == 0 else torch_backend.k_gather
-            product = functools.partial(gather, index, size, b, n)
-            detections.append(_seconds(functools.partial(torch_backend.detect, a, size, axis, True)))
-        products.append(_seconds(product))
-        entries.append(index.indices.numel())
+            product = functools.partial(module.k_gather if axis == 1 else module.m_gather, index, size, b, n)
+        detections.append(_seconds(functools.partial(_find, a, size, axis, backend), device))
+        products.append(_seconds(product, device))
+        entries.append(int((index.offsets[1:] if index.ends is None else index.ends).sub(index.offsets[:-1]).sum()))
     macs = [float(count) * size * n for count in entries]
     mac = max(products[2] - products[1], 0.0) / max(macs[2] - macs[1], 1.0)
     panel = max(products[1] - products[0] - mac * macs[1], 0.0) / n**2
@@ -357,15 +413,23 @@ def _cost_of(rule: str, size: int, b: Tensor, generator: torch.Generator, native
     return RuleCost(detections[0] / n**2, entry, products[0] / n**2, panel, mac)
 
 
-def _seconds(fn: Callable[[], Tensor | cpu.Arrays]) -> float:
-    """The best CPU seconds of a few runs: other load only ever adds."""
+def _seconds(fn: Callable[[], object], device: str) -> float:
+    """The best seconds of a few runs, of the CPU or as a GPU's events count them: other load only ever adds."""
     fn()
     best = math.inf
     begin = time.perf_counter()
     while time.perf_counter() - begin < 0.06 or best == math.inf:
-        start = time.process_time()
-        fn()
-        best = min(best, time.process_time() - start)
+        if device == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            fn()
+            last.record()
+            last.synchronize()
+            best = min(best, first.elapsed_time(last) / 1e3)
+        else:
+            start = time.process_time()
+            fn()
+            best = min(best, time.process_time() - start)
     return max(best, 1e-7)
 
 
@@ -393,7 +457,9 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _machine() -> str:
+def _machine(device: str = "cpu") -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     model = next(
         (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith(("model name", "CPU part"))), ""
     )

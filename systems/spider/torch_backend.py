@@ -111,3 +111,16 @@ def grouped(offsets: Tensor, rows: Tensor, x: Tensor, w: Tensor) -> Tensor:
         if begin < end:
             torch.mm(gathered[begin:end], w[expert], out=out[begin:end])
     return out
+
+
+def grouped_outer(offsets: Tensor, rows: Tensor, x: Tensor, dy: Tensor) -> Tensor:
+    """(E, depth, columns): for each expert the sum over its entries j of x[rows[j]] outer dy[j]."""
+    experts = offsets.numel() - 1
+    out = x.new_zeros(experts, x.shape[1], dy.shape[1])
+    gathered = x.index_select(0, rows)
+    bounds = offsets.tolist()
+    for expert in range(experts):
+        begin, end = bounds[expert], bounds[expert + 1]
+        if begin < end:
+            torch.mm(gathered[begin:end].t(), dy[begin:end], out=out[expert])
+    return out
