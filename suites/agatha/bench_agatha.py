@@ -6,8 +6,7 @@ import torch
 from suites.agatha.contenders import contest
 from systems.agatha import models, xce
 
-# Slow until the execution half is finished: run it with -m slow.
-pytestmark = [pytest.mark.component("model"), pytest.mark.slow]
+pytestmark = pytest.mark.component("model")
 
 NETWORKS = list(models.MODELS)
 

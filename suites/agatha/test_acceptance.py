@@ -9,9 +9,6 @@ from suites.agatha.test_graph import compiled
 from systems.agatha import models, reference, vm, xce
 from systems.agatha.descriptor import Op
 
-# Slow until the execution half is finished: run it with -m slow.
-pytestmark = pytest.mark.slow
-
 NETWORKS = list(models.MODELS)
 
 

@@ -17,9 +17,6 @@ from systems.agatha.commit import Model
 from systems.agatha.descriptor import Descriptor, ExactnessError, Op, Profile, ProofError, UnsupportedOperator
 from systems.agatha.graph import Node, Scale
 
-# Slow until the execution half is finished: run it with -m slow.
-pytestmark = pytest.mark.slow
-
 IMAGE = (1, 3, 12, 12)
 
 

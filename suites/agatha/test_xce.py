@@ -19,9 +19,6 @@ from systems.agatha import ieee, models, reference, xce
 from systems.agatha.descriptor import InconsistentBackend, Op, Profile
 from systems.agatha.graph import Node, Scale
 
-# Slow until the execution half is finished: run it with -m slow.
-pytestmark = pytest.mark.slow
-
 FAST = {Profile.INT8: ("onednn", "carrier"), Profile.IEEE32: ("native",)}
 
 
@@ -176,6 +173,29 @@ def test_xce_digest_is_invariant_int8(case):
 @given(random_graphs(Profile.IEEE32))
 def test_xce_digest_is_invariant_ieee32(case):
     agrees(*case)
+
+
+@pytest.mark.parametrize("first", ["input", "convolution"])
+def test_a_clamp_that_changes_nothing_is_still_a_tensor_of_its_own(first):
+    """Found by the property above: the residual was summed in place into a clamp's output, which was its input too."""
+    random = np.random.default_rng(0)
+    shape, bounds = (3, 3, 8), {"lo": 0, "hi": 255}
+
+    def conv(*inputs):
+        return Node(Op.CONV, inputs, shape, shape, bias=np.full(8, 729, np.int32), shifts=np.full(8, 7, np.int8),
+                    weight=random.integers(-64, 65, (8, 1, 1, 8)).astype(np.int8), **bounds)  # fmt: skip
+
+    nodes = [Node(Op.INPUT, (), shape, scale=Scale(0), **bounds)]
+    if first == "convolution":
+        nodes.append(conv(0))
+    source = len(nodes) - 1
+    nodes.append(Node(Op.CLAMP, (source,), shape, shape, **bounds))
+    nodes.append(conv(source, source + 1))
+    nodes.append(Node(Op.ADD, (source + 2, source), shape, shape, **bounds))
+    x = random.integers(0, 256, (2, *shape)).astype(np.uint8)
+    before = x.copy()
+    agrees(graphs.Graph(Profile.INT8, tuple(nodes)), x)
+    assert (x == before).all()
 
 
 @pytest.mark.parametrize("zero", [0, 128])

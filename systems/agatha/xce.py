@@ -230,7 +230,8 @@ def _step(graph: Graph, i: int, onednn: bool) -> Step:
     if node.op is Op.LUT:
         table = torch.from_numpy(np.ascontiguousarray(node.weight))
         return lambda x: table[x.to(torch.int32)].view_as(x)
-    return lambda x: _clamp(node, x)
+    # Always a copy: a residual is summed in place into a tensor that nobody reads later.
+    return lambda x: x.clamp(int(node.lo), int(node.hi))
 
 
 def _onednn_takes(node: Node) -> bool:
