@@ -29,6 +29,8 @@ NO_ROOT = bytes(32)
 GAS_OF_A_ROUND = 90_000
 """About what picking an element and posting its sums costs: elements that cost less are arbitrated as a whole."""
 WORST_GAME_GAS = 1_500_000
+MAX_WITNESS = 24_576
+"""Bytes of evidence that `gpp.vy` takes in one transaction."""
 
 
 class Phase(IntEnum):
@@ -486,7 +488,8 @@ class Challenger:
     def fraud_proof(self, claim: Claim, theirs: Trace) -> tuple[evm.Receipt, evm.Receipt]:
         """Announce and show that a claim which names its trace is wrong, given the trace: the two receipts.
 
-        Raises ProofError where the traces agree or `theirs` is not the claimed one, and Reverted.
+        Raises ProofError where the traces agree, `theirs` is not the claimed one, or the element's evidence is too
+        large for one transaction, all before anything is sent; and Reverted.
         """
         args = self.fraud_proof_arguments(claim, theirs)
         digest = keccak(claim.id + keccak(args[-1]) + _word(self.account))
@@ -516,6 +519,11 @@ class Challenger:
             tree, leaf = theirs.tree(node), element * d.profile.width // LEAF_BYTES
             witness += evidence.described() + leaves(theirs.tensors[node], leaf, 1)
             witness += b"".join(tree.proof(leaf, leaf)) + evidence.whole(element)
+        if len(witness) > MAX_WITNESS:
+            raise ProofError(
+                f"element {element} of node {node} ({d.op.name}) takes {len(witness)} bytes of evidence, and one "
+                f"transaction holds {MAX_WITNESS}: challenge the claim instead, a game cuts the sum into steps"
+            )
         return claim.output_root, claim.submitter, node, element, context, _tuple(d), witness
 
 
