@@ -5,9 +5,12 @@ learned = learn(bandwidths, better="higher")      # one sample per node, no labe
 learned.criterion.judge(one_more).status          # "pass" or "defect"
 """
 
+from systems.anubis.calibration import FleetCriteria, learn_fleet
 from systems.anubis.criteria import StoredCriterion, load_criteria, save_criteria
 from systems.anubis.machine import Machine, Noise, fingerprint
 from systems.anubis.records import Measurement, Run, Runs, compact, read_runs, recover, write_run
+from systems.anubis.selector import History, Plan, decide, plan
+from systems.anubis.simulator import Scenario, simulate
 from systems.anubis.validator import (
     Criterion,
     Learned,
@@ -20,29 +23,40 @@ from systems.anubis.validator import (
     repeatability,
     similarity,
 )
+from systems.anubis.window import Window, window
 
 __all__ = [
     "Criterion",
+    "FleetCriteria",
+    "History",
     "Learned",
     "Machine",
     "Measurement",
     "NoMajority",
     "Noise",
     "NotEnoughNodes",
+    "Plan",
     "Run",
     "Runs",
+    "Scenario",
     "StoredCriterion",
     "Verdict",
+    "Window",
     "compact",
+    "decide",
     "fingerprint",
     "learn",
+    "learn_fleet",
     "load_criteria",
     "one_sided",
+    "plan",
     "quantiles",
     "read_runs",
     "recover",
     "repeatability",
     "save_criteria",
     "similarity",
+    "simulate",
+    "window",
     "write_run",
 ]

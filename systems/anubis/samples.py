@@ -8,11 +8,13 @@ functions, and exports those that are of use alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from systems.anubis.ordering import BLOCK, row_orders, totals_of
 
 Better = Literal["higher", "lower", "target"]
 Floats = NDArray[np.float64]
@@ -28,9 +30,6 @@ EXHAUSTIVE_PAIRS = 2_000
 """Up to this many nodes repeatability is the mean over all pairs; beyond, over `SAMPLED_PAIRS` of them."""
 
 SAMPLED_PAIRS = 200_000
-
-BLOCK = 1 << 15
-"""Numbers handled at a time: temporaries stay in the cache, however large the fleet."""
 
 
 class ValidatorError(ValueError):
@@ -163,7 +162,7 @@ def distance_totals(X: NDArray[Any]) -> Floats:
     S the last of them. Raises ValidatorError when X is not 2-D or is empty.
     """
     _check_population(X)
-    return _totals(X, row_orders(X))
+    return totals_of(X, row_orders(X))
 
 
 def medoid(X: NDArray[Any], healthy: NDArray[np.bool_] | None = None) -> int:
@@ -249,48 +248,15 @@ def _mixed_lengths(rows: list[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
     return np.ascontiguousarray(X[:, valid]), valid
 
 
-def row_orders(X: NDArray[Any]) -> NDArray[np.int32]:
-    """Per row of X, the columns in ascending order: the only sort that learning does."""
-    orders = np.empty(X.shape, dtype=np.int32)
-    for rows in _row_blocks(X):
-        orders[rows] = np.argsort(X[rows], axis=1)
-    return orders
-
-
 def members_only(orders: NDArray[np.int32], member: NDArray[np.bool_]) -> NDArray[np.int32]:
     """The row orders (q, members) among the columns in `member` (n,) bool, without sorting again."""
     return orders[member[orders]].reshape(len(orders), -1)
 
 
-def _totals(X: NDArray[Any], orders: NDArray[np.int32]) -> Floats:
-    """Total distance of every column in `orders` (q, members) to all columns in it; 0 for the others."""
-    q, n = orders.shape
-    totals = np.zeros(X.shape[1])
-    weight = 2.0 * np.arange(n) + 2.0 - n
-    for rows in _row_blocks(orders):
-        order = orders[rows]
-        start_of_row = np.arange(len(order))[:, None] * X.shape[1]
-        y = X[rows].ravel().take(order + start_of_row).astype(np.float64, copy=False)
-        y -= y[:, n // 2, None]  # the distances stay, and are no longer small differences of large sums
-        prefix = np.cumsum(y, axis=1)
-        y *= weight
-        y += prefix[:, -1:]
-        prefix *= 2.0
-        y -= prefix
-        totals += np.bincount(order.ravel(), weights=y.ravel(), minlength=len(totals))
-    return totals / q
-
-
-def _row_blocks(array: NDArray[Any]) -> Iterator[slice]:
-    q, n = array.shape
-    rows = max(1, BLOCK // n)
-    return (slice(start, start + rows) for start in range(0, q, rows))
-
-
 def most_central(X: NDArray[Any], orders: NDArray[np.int32]) -> int:
     """The medoid among the columns in `orders`, as `medoid` says."""
     members = orders[0]
-    totals = _totals(X, orders)[members]
+    totals = totals_of(X, orders)[members]
     central = np.sort(members[totals <= totals.min() * (1 + TIE)])
     for row in X:
         if len(central) == 1:

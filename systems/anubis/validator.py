@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from systems.anubis.ordering import row_orders
 from systems.anubis.samples import (
     QUANTILES,
     TIE,
@@ -52,7 +53,6 @@ from systems.anubis.samples import (
     population,
     quantiles,
     repeatability,
-    row_orders,
     similarity,
     toward,
     valid_vector,
@@ -251,7 +251,7 @@ def learn(
         criterion=Criterion(
             quantiles=criterion,
             better=better,
-            alpha=_threshold(bound, alpha),
+            alpha=threshold(bound, alpha),
             calibrated=calibrated,
             repeatability=pair_similarity(X[:, healthy]),
             nodes=n,
@@ -326,7 +326,7 @@ def _no_majority(X: Floats, kept: NDArray[np.bool_]) -> NoMajority:
 # --- the threshold of a criterion -------------------------------------------------------------------------
 
 
-def _threshold(bound: float, alpha: float) -> float:
+def threshold(bound: float, alpha: float) -> float:
     """`alpha`, or less where the noise of healthy runs reaches a deficit `bound` beyond it.
 
     Rounded down to six decimals, which is what criteria files keep: a run exactly at the bound stays a pass.
