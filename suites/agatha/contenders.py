@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import torch
 
+from systems.agatha import Trace, localise, models, xce
 from systems.agatha import graph as graphs
-from systems.agatha import models, xce
-from systems.agatha.descriptor import CONVOLUTIONS, Op
+from systems.agatha.descriptor import CONVOLUTIONS, Op, tensor_bytes
 
 
 class Contest:
@@ -107,6 +107,16 @@ def _bare_step(op, contest, i, codes, scale, step_x, step_y):
         )
     end = (step_y, zero_y, torch.uint8, *unary, "")
     return lambda x: op.qconv2d_pointwise.default(x, step_x, zero_x, packed, scale, zero, bias, *window, *end)
+
+
+def parting(graph, a, b):
+    """The operator and the element in which two runs of a graph part: two lists of every node's output."""
+    first, second = (Trace([tensor_bytes(value.numpy()) for value in values]) for values in (a, b))
+    found = localise(first, second, graph.commitment)
+    if found is None:
+        return "two runs give the same bits"
+    node, element = found
+    return f"two runs of the same network part at node {node} ({graph.nodes[node].op.name}), element {element}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from suites.agatha.contenders import parting
 from systems.agatha import Challenger, Op, Profile, ProofError, Submitter, Trace, deploy, localise, models, play, xce
 from systems.agatha import graph as graphs
 from systems.agatha.descriptor import tensor_bytes
@@ -104,6 +105,15 @@ def test_a_wrong_operator_of_a_compiled_network_is_pinpointed(chain, profile):
     node, element = place(it, rng)
     dispute(chain, it, node, element)
     fraud_proof(chain, it, *place(it, rng))
+
+
+def test_two_runs_that_part_are_told_apart_by_operator_and_element():
+    """What the gate's evidence says of a machine that computes two digests."""
+    it = Case(small(), "int8", 16)
+    other = [value.clone() for value in it.values]
+    other[3].reshape(-1)[17] ^= 4
+    assert parting(it.graph, it.values, other).endswith("at node 3 (CONV), element 17")
+    assert parting(it.graph, it.values, it.values) == "two runs give the same bits"
 
 
 @pytest.mark.slow

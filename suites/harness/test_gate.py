@@ -218,6 +218,16 @@ def test_one_flipped_bit_in_a_digest_is_a_defect(machine):
     assert machine.statuses()["demo/demo/digest/bits"] == "defect"
 
 
+def test_what_a_benchmark_says_of_a_digest_stands_in_the_message_of_the_defect(machine):
+    machine.learn()
+    bench = machine.pytester.path / "suites/demo/bench_demo.py"
+    wrong = 'b"the right answes")\n    measure.evidence("bit 3 of byte 14 is set")'
+    bench.write_text(bench.read_text().replace('b"the right answer")', wrong))
+    result = machine.run("--gate", "-k", "digest")
+    assert result.ret == 10
+    result.stdout.fnmatch_lines(["*evidence*bit 3 of byte 14 is set*"])
+
+
 def test_a_deficit_that_a_second_try_does_not_show_is_flaky_not_failed(machine):
     machine.learn()
     machine.set_speed(0.013, 0.010)
