@@ -5,7 +5,9 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,7 @@ from systems.spider import (
     attention,
     detect,
     einsum,
+    figure,
     matmul,
     moe_ffn,
     pack,
@@ -184,6 +187,62 @@ def test_a_ragged_encoder_layer_equals_the_padded_one_on_real_tokens(lengths):
     expected = dense.train()(x, src_key_padding_mask=padding)
     torch.testing.assert_close(y[~padding], expected[~padding], rtol=1e-4, atol=1e-4)
     assert not bool(y[padding].any())
+
+
+# Of the largest value: of one rounding to 8 or 11 bits, and of the 16-bit values between the products.
+ROUNDING = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+
+
+def relu_by_definition(layer, x, w_in, b_in, w_out, b_out):
+    return torch.relu(F.linear(x, w_in, b_in)) @ w_out + b_out
+
+
+def masked_by_definition(layer, x, weight, bias):
+    return F.linear(x, weight * layer.mask, bias)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("kind", ["relu", "masked"])
+def test_layers_in_16_bits_equal_float64_with_gradients(kind, dtype):
+    torch.manual_seed(0)
+    if kind == "relu":
+        layer, definition, tokens = ReluFFN(128, 512), relu_by_definition, 256
+        layer.b_in.data -= 0.8
+    else:
+        layer, definition, tokens = MaskedLinear(256, 256, (32, 1)), masked_by_definition, 512
+        layer.prune(0.9)
+    layer = layer.to(dtype)
+    x = torch.randn(tokens, 128 if kind == "relu" else 256).to(dtype).requires_grad_()
+    y = layer(x)
+    assert f"_{type(layer).__name__}Backward" in {fn.name() for fn, _ in y.grad_fn.next_functions} | {y.grad_fn.name()}
+    dy = torch.randn(y.shape).to(dtype)
+    exact = [p.detach().double().requires_grad_() for p in (x, *layer.parameters())]
+    expected = definition(layer, *exact)
+    ours = [y, *gradients(y, [x, *layer.parameters()], dy)]
+    for a, b in zip(ours, [expected, *gradients(expected, exact, dy.double())], strict=True):
+        assert a.dtype == dtype
+        assert float((a.double() - b).detach().abs().max()) <= ROUNDING[dtype] * float(b.detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_ragged_encoder_layer_in_16_bits_equals_float64_with_gradients(dtype):
+    torch.manual_seed(0)
+    dense = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, activation="gelu", batch_first=True)
+    ours = RaggedEncoderLayer(32, 4, 64)
+    dense = dense.to(dtype).double()  # weights that both hold exactly
+    ours.load_dense(dense)
+    ours = ours.to(dtype)
+    lengths = torch.tensor([5, 9, 0, 3])
+    real = torch.arange(9)[None] < lengths[:, None]
+    x = torch.randn(4, 9, 32).to(dtype)
+    inputs, exact = (x.detach().to(kind).requires_grad_() for kind in (dtype, torch.float64))
+    y = ours(pack(inputs, lengths)).values
+    expected = dense(exact[real.any(1)], src_key_padding_mask=~real[real.any(1)])[real[real.any(1)]]
+    dy = torch.randn(y.shape).to(dtype)
+    pairs = [(y, expected), (gradients(y, [inputs], dy)[0], gradients(expected, [exact], dy.double())[0])]
+    for a, b in pairs:
+        assert a.dtype == dtype
+        assert float((a.double() - b).detach().abs().max()) <= 2 * ROUNDING[dtype] * float(b.detach().abs().max())
 
 
 def attention_by_definition(q, k, v, allowed):
@@ -365,6 +424,40 @@ def test_the_tool_explains_a_pattern(capsys):
 
     assert main(["explain", "--size", "256", "--sparsity", "0.95"]) == 0
     assert "dense" in capsys.readouterr().out
+
+
+def run_file(path, *cells):
+    """cells: (cell of the grid, rival, seconds)."""
+    rows = [
+        {"test": f"suites/spider/bench_spider.py::test_grid[{cell}]", "rival": rival, "unit": "s", "values": seconds}
+        for cell, rival, seconds in cells
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+def test_the_figure_is_drawn_from_the_recorded_times(tmp_path):
+    run = run_file(
+        tmp_path / "run.parquet",
+        ("32x1-0.5", "spider", [1.0, 9.0, 2.0]), ("32x1-0.5", "dense", [4.0]), ("32x1-0.99", "spider", [0.5]),
+        ("32x1-0.99", "dense", [4.0]), ("1x1-0.99", "spider", [1.0]),
+    )  # fmt: skip
+    curves = figure.speedups(run)
+    assert curves == {"32x1": {0.5: 2.0, 0.99: 8.0}}
+    picture = ElementTree.fromstring(figure.draw(curves, "a < b"))
+    assert len([part for part in picture.iter() if part.tag.endswith("circle")]) == 2
+    assert {"a < b", "32x1", "50%", "99%", "8x"} <= {part.text for part in picture.iter()}
+
+
+def test_the_figure_says_what_a_run_lacks_and_what_is_no_run(tmp_path, capsys):
+    from systems.spider.__main__ import main
+
+    with pytest.raises(PatternError, match="test_grid"):
+        figure.speedups(run_file(tmp_path / "short.parquet", ("32x1-0.5", "spider", [1.0])))
+    (tmp_path / "run.parquet").write_text("no run")
+    assert main(["figure", str(tmp_path / "run.parquet"), "-o", str(tmp_path / "f.svg")]) == 2
+    assert "run.parquet" in capsys.readouterr().err
+    assert not (tmp_path / "f.svg").exists()
 
 
 def test_no_result_depends_on_memory_that_nobody_wrote():

@@ -173,19 +173,20 @@ def _blocks_of(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, keys: Tensor, ok: 
         return q.new_zeros(heads, blocks * n, v.shape[2])
 
     def taken(x: Tensor, places: Tensor) -> Tensor:
-        gathered = x.index_select(1, places.clamp(min=0).reshape(-1))
+        gathered = x.index_select(1, places.reshape(-1))
         return gathered.view(heads * blocks, places.shape[1], x.shape[2])
 
-    # where, so that NaN in what may not be seen does not reach the sums
-    visible = ok.any(1).expand(heads, -1, -1).reshape(heads * blocks, -1, 1)
-    listed_k = torch.where(visible, taken(k, keys), 0)
-    listed_v = torch.where(visible, taken(v, keys), 0)
-    scores = torch.bmm(taken(q, rows) / math.sqrt(q.shape[2]), listed_k.transpose(1, 2)).view(heads, blocks, n, -1)
-    scores = scores.masked_fill(~ok, -math.inf)
+    # What no query of a block may see is read from a row of zeros behind the end: NaN there must not reach the sums.
+    places = torch.where(ok.any(1), keys, k.shape[1])
+    listed_k, listed_v = (taken(torch.nn.functional.pad(x, (0, 0, 0, 1)), places) for x in (k, v))
+    scaled = taken(q / math.sqrt(q.shape[2]), rows.clamp(min=0))
+    scores = torch.bmm(scaled, listed_k.transpose(1, 2)).view(heads, blocks, n, -1).masked_fill_(~ok, -math.inf)
     some = ok.any(-1, keepdim=True)
-    weights = torch.softmax(torch.where(some, scores, 0), -1)
-    weights = torch.where(some, weights, 0).view(heads * blocks, n, -1)
-    return torch.bmm(weights, listed_v).view(heads, blocks * n, v.shape[2])
+    if bool(some.all()):
+        weights = torch.softmax(scores, -1)
+    else:
+        weights = torch.where(some, torch.softmax(torch.where(some, scores, 0), -1), 0)
+    return torch.bmm(weights.view(heads * blocks, n, -1), listed_v).view(heads, blocks * n, v.shape[2])
 
 
 def _check(

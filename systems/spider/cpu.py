@@ -219,6 +219,7 @@ def pack(index: Arrays, size: int, x: Tensor) -> Tensor:
 def elements(index: Arrays, size: int, columns: int) -> Arrays:
     """From size x 1 micro-tiles of S to 1 x 1 micro-tiles of its transpose: each column's non-zero rows."""
     assert index.values is not None
+    assert index.values.dtype == torch.float32, index.values.dtype  # or what lies behind them would be read
     kernel = _kernels().elements
     offsets = torch.zeros(columns + 1, dtype=torch.int64)
     place = torch.empty(columns, dtype=torch.int64)

@@ -77,14 +77,15 @@ class _ReluFFN(torch.autograd.Function):
 
 
 def _column_sums(index: TileIndex) -> Tensor:
-    """The sums over the rows of an indexed matrix."""
+    """The sums over the rows of an indexed matrix, those of 16-bit values in float32."""
     index = index.tight()
     assert index.values is not None
-    sums = index.values.new_zeros(index.shape[1])
+    values = index.values.float() if index.values.dtype.itemsize == 2 else index.values
+    sums = values.new_zeros(index.shape[1])
     if index.axis == 1:
-        return sums.index_add(0, index.indices, index.values.sum(1))
-    wide = index.values.new_zeros(index.offsets.numel() - 1, index.size)
-    return wide.index_add(0, index.blocks(), index.values).reshape(-1)[: index.shape[1]]
+        return sums.index_add(0, index.indices, values.sum(1)).to(index.values.dtype)
+    wide = values.new_zeros(index.offsets.numel() - 1, index.size)
+    return wide.index_add(0, index.blocks(), values).reshape(-1)[: index.shape[1]].to(index.values.dtype)
 
 
 class ReluFFN(nn.Module):

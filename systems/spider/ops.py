@@ -359,7 +359,9 @@ def transposed(index: TileIndex, backend: str) -> TileIndex:
         return index.transpose()
     if index.size >= WIDE_TILE and index.coverage <= COVERED:
         return index.transpose()
-    arrays = kernels(backend).elements(index.arrays(), index.size, index.shape[1])
+    # A product in 16 bits gives values in 16 bits; the kernel reads 32.
+    wide = index.arrays()._replace(values=_computing(index.values, backend))
+    arrays = kernels(backend).elements(wide, index.size, index.shape[1])
     return TileIndex(index.shape[::-1], index.dtype, 1, (1, 1), *arrays)
 
 
