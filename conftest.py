@@ -9,4 +9,5 @@ pytest_plugins = [
     "fixtures.claims",
     "fixtures.chain",
     "fixtures.gate",
+    "fixtures.faults",
 ]

@@ -110,7 +110,7 @@ def test_a_descriptor_survives_its_encoding(op, profile, shift, z):
         ({"h_out": 0}, "h_out is 0"),
         ({"c_in": 0}, "c_in is 0"),
         ({"groups": 4}, "4 groups do not divide"),
-        ({"stride": 0}, "start at 1"),
+        ({"stride": 0}, "are 1 to 2\\^24"),
         ({"h_out": 9}, "read past the padding"),
         ({"lo": 256}, "lo is 256"),
         ({"shift": 40}, "shift is 40"),

@@ -16,7 +16,6 @@ from systems.agatha import (
     Trace,
     deploy,
     localise,
-    min_bond,
     play,
     replay,
 )
@@ -294,10 +293,6 @@ def test_a_fraud_proof_needs_the_claimed_trace_and_a_difference(table):
 def test_localise_names_the_node_and_the_element(table):
     assert localise(table.wrong, table.good, table.model) == (1, 700)
     assert localise(table.good, table.good, table.model) is None
-
-
-def test_the_bond_covers_two_games():
-    assert min_bond(10**9) == 2 * 1_500_000 * 10**9
 
 
 # --- gas, as eth-tester has it ---

@@ -159,7 +159,8 @@ class Model:
     """What the chain needs to know of a graph: descriptors in topological order, and the bytes that they commit to.
 
     `weights[i]`, `epilogues[i]`: as `descriptor.weight_bytes` and `epilogue_bytes` lay them out, empty where a node
-    has none. Raises DescriptorError for nodes out of order and ProofError for bytes that their roots do not fit.
+    has none. Raises DescriptorError for nodes that contradict themselves or are out of order, and ProofError for
+    bytes that their roots do not fit.
     """
 
     descriptors: tuple[Descriptor, ...]
@@ -172,8 +173,11 @@ class Model:
         for i, node in enumerate(self.descriptors):
             if (node.op is Op.INPUT) != (i == 0):
                 raise DescriptorError(f"node {i} is {node.op.name}: node 0, and no other, is the input")
-            if i and max(node.input_a, node.input_b) >= i:
-                raise DescriptorError(f"node {i} reads node {max(node.input_a, node.input_b)}, which comes later")
+            node.checked()
+            if i and not 0 <= min(node.input_a, node.input_b) <= max(node.input_a, node.input_b) < i:
+                raise DescriptorError(
+                    f"node {i} reads node {max(node.input_a, node.input_b)}, which does not come before it"
+                )
             if self.weights[i] and self.weight_tree(i).root != node.weight_root:
                 raise ProofError(f"node {i}: its weights do not hash to its weight_root")
             if self.epilogues[i] and Tree.over(self.epilogues[i]).root != node.epilogue_root:

@@ -260,13 +260,29 @@ class Descriptor:
         for name in ("shift", "shift_r"):
             if not -32 <= getattr(self, name) <= 32:
                 raise DescriptorError(f"{self.op.name}: {name} is {getattr(self, name)}, expected -32 to 32")
+        for name in ("residual", "broadcast"):
+            if getattr(self, name) not in {0, 1}:
+                raise DescriptorError(f"{self.op.name}: {name} is {getattr(self, name)}, expected 0 or 1")
+        if self._ordered(self.lo) > self._ordered(self.hi):
+            raise DescriptorError(f"{self.op.name}: the clamp from lo {self.lo:#x} to hi {self.hi:#x} is empty")
         for name in ("weight_root", "epilogue_root"):
             if len(getattr(self, name)) != 32:
                 raise DescriptorError(f"{self.op.name}: {name} has {len(getattr(self, name))} bytes, expected 32")
 
+    def _ordered(self, bound: int) -> int:
+        """A bound of the clamp as a number that compares like what it stands for, -0 before +0."""
+        if self.profile is Profile.INT8:
+            return bound
+        if bound & 0x7FFFFFFF > 0x7F800000:
+            raise DescriptorError(f"{self.op.name}: a bound of the clamp is NaN ({bound:#x})")
+        return bound ^ (0xFFFFFFFF if bound >> 31 else 0x80000000)
+
     def _check_window(self) -> None:
-        if min(self.kh, self.kw, self.stride, self.dilation, self.groups) < 1 or self.pad < 0:
-            raise DescriptorError(f"{self.op.name}: kernel, stride, dilation, groups start at 1, padding at 0: {self}")
+        window = (self.kh, self.kw, self.stride, self.dilation, self.groups)
+        if min(window) < 1 or self.pad < 0 or max(*window, self.pad) >= 1 << 24:
+            raise DescriptorError(
+                f"{self.op.name}: kernel, stride, dilation, groups are 1 to 2^24 - 1, padding 0 to 2^24 - 1: {self}"
+            )
         if self.c_in % self.groups or self.c_out % self.groups:
             raise DescriptorError(f"{self.op.name}: {self.groups} groups do not divide {self.c_in} or {self.c_out}")
         if self.op in POOLS and self.c_in != self.c_out:

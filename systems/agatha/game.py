@@ -20,7 +20,16 @@ from typing import Any
 from systems import evm
 from systems.agatha.arbiter import pieces
 from systems.agatha.commit import Job, Model, Trace, Tree, depth_of, keccak, leaves_of
-from systems.agatha.descriptor import LEAF_BYTES, POOLS, Descriptor, NotYourMove, Profile, ProofError, Reverted
+from systems.agatha.descriptor import (
+    LEAF_BYTES,
+    MAX_STEPS,
+    POOLS,
+    Descriptor,
+    NotYourMove,
+    Profile,
+    ProofError,
+    Reverted,
+)
 from systems.agatha.witness import Evidence, gas_of_whole, leaves
 
 CONTRACTS = Path(__file__).with_name("contracts")
@@ -28,7 +37,10 @@ ETHER = 10**18
 NO_ROOT = bytes(32)
 GAS_OF_A_ROUND = 90_000
 """About what picking an element and posting its sums costs: elements that cost less are arbitrated as a whole."""
-WORST_GAME_GAS = 1_500_000
+GAS_OF_A_MOVE = 75_000
+"""At most what a move costs besides what it carries: the transaction, storage, context and descriptor, the log."""
+GAS_OF_A_BYTE = 52
+"""At most what a byte of calldata costs with being hashed and logged."""
 MAX_WITNESS = 24_576
 """Bytes of evidence that `gpp.vy` takes in one transaction."""
 
@@ -226,9 +238,42 @@ def court_at(chain: evm.Chain, address: str) -> Court:
     return Court(chain, evm.Contract(address, evm.compile_contract(CONTRACTS / "gpp.vy")))
 
 
-def min_bond(gas_price: int, *, gas: int = WORST_GAME_GAS) -> int:
-    """Wei that a bond should be at least: twice what a whole game can cost, at `gas_price` wei."""
-    return 2 * gas * gas_price
+def min_bond(model: Model, gas_price: int) -> int:
+    """Wei that a bond should be at least: twice what a whole game about a model can cost, at `gas_price` wei."""
+    return 2 * worst_gas(model) * gas_price
+
+
+def worst_gas(model: Model) -> int:
+    """A bound on the gas of all moves of one game, both players' together, claim and challenge included.
+
+    It follows the game down to its dearest node: as many rounds as the trees are deep, each with all its children; and
+    at the end the cheaper of an element as a whole and one step of its sum, with the longest list of sums that a
+    submitter can post.
+    """
+    nodes = len(model.descriptors)
+    path = 32 * GAS_OF_A_BYTE * depth_of(nodes)  # the siblings of one leaf over the nodes
+    start = 2 * GAS_OF_A_MOVE + _gas_of_search(Focus.on_trace(nodes)) + 2 * path
+    return start + max(_gas_of_judgement(d, path) for d in model.descriptors)
+
+
+def _gas_of_search(focus: Focus) -> int:
+    """Of revealing and picking down to a leaf of the trace, or to the opened leaves of an output."""
+    gas = 0
+    while focus.depth and (levels := focus.levels()):
+        # the focus at the left edge has the most children; to pick one takes a sibling a level
+        gas += 2 * GAS_OF_A_MOVE + 32 * GAS_OF_A_BYTE * (focus.width(levels) + levels + 1)
+        focus = focus.child(levels, 0)
+    return gas or 2 * GAS_OF_A_MOVE
+
+
+def _gas_of_judgement(d: Descriptor, path: int) -> int:
+    focus = Focus.on_output(d.output_bytes)
+    opened = GAS_OF_A_MOVE + 4 * LEAF_BYTES * GAS_OF_A_BYTE
+    reads = 3 * (path + GAS_OF_A_BYTE * (2 * LEAF_BYTES + 32 * focus.depth))  # the epilogue, and up to two elements
+    whole = GAS_OF_A_MOVE + reads + 2 * gas_of_whole(d)
+    sums = 2 * GAS_OF_A_BYTE * 4 * MAX_STEPS if d.steps else 0
+    step = 3 * GAS_OF_A_MOVE + sums + reads + 2 * gas_of_whole(_one_step(d))
+    return _gas_of_search(focus) + opened + (step if d.steps and not _as_whole(d) else whole)
 
 
 # --- events --------------------------------------------------------------------------------------------------
@@ -403,7 +448,7 @@ class Challenger:
         if game.phase is Phase.ELEMENT:
             element = self._differing_element(game)
             d = self.model.descriptors[game.node or 0]
-            whole = gas_of_whole(d) < GAS_OF_A_ROUND + gas_of_whole(_one_step(d)) if self.whole is None else self.whole
+            whole = _as_whole(d) if self.whole is None else self.whole
             if d.steps and not whole and element < d.elements:
                 return "pick_element", (claim.id, element)
             evidence = self._evidence(game)
@@ -445,7 +490,9 @@ class Challenger:
         d, evidence = self.model.descriptors[node], self._evidence(game)
         step = self._differing_step(game)
         witness = evidence.described()
-        if step < d.steps:
+        if len(game.sums) != 4 * d.steps:
+            pass  # their number alone is wrong: nothing else need be shown
+        elif step < d.steps:
             witness += evidence.step(element, step)
         else:
             witness += self._opened_leaf(game, element) + evidence.final(element)
@@ -525,6 +572,11 @@ class Challenger:
                 f"transaction holds {MAX_WITNESS}: challenge the claim instead, a game cuts the sum into steps"
             )
         return claim.output_root, claim.submitter, node, element, context, _tuple(d), witness
+
+
+def _as_whole(d: Descriptor) -> bool:
+    """Whether an element of a node is cheaper to arbitrate as a whole than by a step of its sum."""
+    return gas_of_whole(d) < GAS_OF_A_ROUND + gas_of_whole(_one_step(d))
 
 
 def _one_step(d: Descriptor) -> Descriptor:

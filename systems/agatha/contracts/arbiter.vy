@@ -96,6 +96,9 @@ def element(
            leaf that holds the element, with its siblings below the window. Then what the element is computed from.
     """
     at: uint256 = numbers.word(4 + 32 * 37) + 36
+    last: uint256 = at + len(witness)
+    if window.root == empty(bytes32):
+        self._possible(d, node)
     width: uint256 = self._width(d)
     opened: Window = window
     size: uint256 = d.h_out * d.w_out * d.c_out * width
@@ -105,7 +108,10 @@ def element(
     at = self._described(d, node, context, at)
     claimed: int256 = 0
     claimed, at = self._claimed(opened, element, width, at)
-    return self._whole(d, context, size, element, at), claimed
+    found: int256 = 0
+    found, at = self._whole(d, context, size, element, at)
+    assert at == last, "the witness is too short or too long"
+    return found, claimed
 
 
 @external
@@ -128,21 +134,84 @@ def step(
            below the window; then what the step reads.
     """
     at: uint256 = numbers.word(4 + 32 * 39) + 36
+    last: uint256 = at + len(witness)
     sums_at: uint256 = numbers.word(4 + 32 * 38) + 36
     at = self._described(d, node, context, at)
     steps: uint256 = self._steps(d)
     if len(sums) != 4 * steps:
+        assert at == last, "the witness is too short or too long"
         return convert(4 * steps, int256), convert(len(sums), int256)
     assert step <= steps, "step out of range"
-    before: int256 = self._start(d)
-    if step > 0:
-        before = self._sum_at(d, sums_at, step - 1)
-    if step < steps:
-        return self._step(d, context, element, step, before, at), self._sum_at(d, sums_at, step)
-    width: uint256 = self._width(d)
+    found: int256 = self._start(d)
     claimed: int256 = 0
-    claimed, at = self._claimed(window, element, width, at)
-    return self._final(d, context, d.h_out * d.w_out * d.c_out * width, element, before, at), claimed
+    if step > 0:
+        found = self._sum_at(d, sums_at, step - 1)
+    if step < steps:
+        found, at = self._step(d, context, element, step, found, at)
+        claimed = self._sum_at(d, sums_at, step)
+    else:
+        width: uint256 = self._width(d)
+        claimed, at = self._claimed(window, element, width, at)
+        found, at = self._final(d, context, d.h_out * d.w_out * d.c_out * width, element, found, at)
+    assert at == last, "the witness is too short or too long"
+    return found, claimed
+
+
+@external
+@pure
+def check(d: Descriptor, node: uint256) -> bool:
+    """@notice True; reverts where a node contradicts itself, or reads what comes after it."""
+    self._possible(d, node)
+    return True
+
+
+@internal
+@pure
+def _possible(d: Descriptor, node: uint256):
+    """@notice What `Descriptor.checked` and `Model` ask of a node, so that nothing below can overflow or wrap."""
+    top: uint256 = 2**8 if d.profile == 0 else 2**32
+    assert d.op <= LUT and d.profile <= 1 and (d.op != LUT or d.profile == 0), "impossible node: operator"
+    assert (d.op == INPUT) == (node == 0), "impossible node: input"
+    assert node == 0 or max(d.input_a, d.input_b) < node, "impossible node: reads a later one"
+    assert self._size(d.h_out) and self._size(d.w_out) and self._size(d.c_out), "impossible node: output"
+    assert d.h_out * d.w_out * d.c_out * self._width(d) < 2**32, "impossible node: output"
+    assert max(max(d.z_x, d.z_r), d.z_y) < 256 and d.scale < 2**32, "impossible node: numbers"
+    assert max(d.lo, d.hi) < top and max(d.residual, d.broadcast) <= 1, "impossible node: numbers"
+    assert max(abs(d.shift_a), abs(d.shift_r)) <= 32, "impossible node: shift"
+    if d.profile == 0:
+        assert d.lo <= d.hi, "impossible node: clamp"
+    else:
+        assert max(d.lo & (2**31 - 1), d.hi & (2**31 - 1)) <= 255 * 2**23, "impossible node: clamp"
+        assert self._ordered(d.lo) <= self._ordered(d.hi), "impossible node: clamp"
+    if d.op == INPUT:
+        return
+    assert self._size(d.h) and self._size(d.w) and self._size(d.c_in), "impossible node: input"
+    if d.op > AVGPOOL:
+        assert d.h == d.h_out and d.w == d.w_out, "impossible node: shape"
+        assert (d.c_in < d.c_out) if d.op == CONCAT else (d.c_in == d.c_out), "impossible node: shape"
+        return
+    assert self._size(d.kh) and self._size(d.kw) and self._size(d.stride), "impossible node: window"
+    assert self._size(d.dilation) and self._size(d.groups) and d.pad < 2**24, "impossible node: window"
+    assert d.c_in % d.groups == 0 and d.c_out % d.groups == 0, "impossible node: groups"
+    assert self._products(d) or d.c_in == d.c_out, "impossible node: shape"
+    assert (d.h_out - 1) * d.stride + (d.kh - 1) * d.dilation < d.h + 2 * d.pad, "impossible node: window"
+    assert (d.w_out - 1) * d.stride + (d.kw - 1) * d.dilation < d.w + 2 * d.pad, "impossible node: window"
+    if d.op == MATMUL:
+        assert d.kh == 1 and d.kw == 1 and d.stride == 1 and d.pad == 0 and d.groups == 1, "impossible node: window"
+    assert self._steps(d) <= MAX_STEPS, "impossible node: too many steps"
+
+
+@internal
+@pure
+def _size(number: uint256) -> bool:
+    return number > 0 and number < 2**24
+
+
+@internal
+@pure
+def _ordered(bits: uint256) -> uint256:
+    """@notice Bits of binary32 numbers that compare as the numbers do, -0 before +0."""
+    return bits ^ (2**32 - 1 if bits >= 2**31 else 2**31)
 
 
 # --- what is read by proofs ---
@@ -350,14 +419,14 @@ def _weights(d: Descriptor, context: Context, at: uint256) -> (bytes32, uint256,
 @view
 def _step(
     d: Descriptor, context: Context, element: uint256, step: uint256, before: int256, at: uint256
-) -> int256:
+) -> (int256, uint256):
     """@notice The accumulator after one step. Witness: input a's root, its leaves; then the same of the weights."""
     chunk: uint256 = 256 // self._width(d)
     pieces: uint256 = self._pieces(d)
     first: uint256 = step % pieces * chunk
     p: Piece = self._piece(d, element, step // pieces, first, min(first + chunk, self._run(d)))
     if p.n == 0:
-        return before
+        return before, at
     width: uint256 = self._width(d)
     root: bytes32 = empty(bytes32)
     x_at: uint256 = 0
@@ -369,12 +438,12 @@ def _step(
     if self._products(d):
         root, size, end = self._weights(d, context, end)
         w_at, end = self._bytes(root, size, p.w * width, p.n * width, end)
-    return self._add(d, before, x_at, w_at, p.n)
+    return self._add(d, before, x_at, w_at, p.n), end
 
 
 @internal
 @view
-def _whole(d: Descriptor, context: Context, size: uint256, element: uint256, at: uint256) -> int256:
+def _whole(d: Descriptor, context: Context, size: uint256, element: uint256, at: uint256) -> (int256, uint256):
     """
     @notice An element as a whole. Witness: the weights of all taps; input a's root; the leaves of each run that
             touches the image; then what the last step reads.
@@ -421,14 +490,14 @@ def _read(
 @view
 def _final(
     d: Descriptor, context: Context, size: uint256, element: uint256, total: int256, at: uint256
-) -> int256:
+) -> (int256, uint256):
     """
     @notice The element behind its last accumulator. Witness: the epilogue's leaf, or input a's element; then, where
             it is read, input b's element. Beyond the end of the tensor there are zeros.
     """
     width: uint256 = self._width(d)
     if element * width >= size:
-        return 0
+        return 0, at
     o: uint256 = element % d.c_out
     all: uint256 = d.h_out * d.w_out * d.c_out
     a: int256 = total
@@ -447,7 +516,7 @@ def _final(
             sum: uint256 = numbers.add32(convert(a, uint256), bias)
             if d.residual == 1:
                 sum = numbers.add32(sum, convert(b, uint256))
-            return self._clamped32(d, sum)
+            return self._clamped32(d, sum), end
         a += self._signed(bias, 32)
         shift_a = self._signed((record >> 24) & 255, 8)
         shift_b = self._signed((record >> 16) & 255, 8)
@@ -457,15 +526,15 @@ def _final(
             shift_b = 0
     elif d.op == MATMUL:
         if d.profile == 1:
-            return self._clamped32(d, convert(a, uint256))
+            return self._clamped32(d, convert(a, uint256)), end
         shift_b = 0
     elif d.op == MAXPOOL:
         if d.profile == 1:
-            return self._clamped32(d, convert(a, uint256))
-        return numbers.clamp(a, d.lo, d.hi)
+            return self._clamped32(d, convert(a, uint256)), end
+        return numbers.clamp(a, d.lo, d.hi), end
     elif d.op == AVGPOOL:
         if d.profile == 1:
-            return self._clamped32(d, numbers.mul32(convert(a, uint256), d.scale))
+            return self._clamped32(d, numbers.mul32(convert(a, uint256), d.scale)), end
         a = a * convert(d.scale, int256)
         shift_a = 16
         shift_b = 0
@@ -478,31 +547,31 @@ def _final(
             a, end = self._read(
                 context, d.input_b, d.h * d.w * rest, pixel * rest + o - d.c_in, width, end
             )
-        return a
+        return a, end
     else:
         a, end = self._read(context, d.input_a, all, element, width, end)
         if d.op == LUT:
             start, end = self._bytes(d.weight_root, 256, convert(a, uint256), 1, end)
-            return self._element(start, 1)
+            return self._element(start, 1), end
         if d.op == CLAMP:
             if d.profile == 1:
-                return self._clamped32(d, convert(a, uint256))
-            return numbers.clamp(a, d.lo, d.hi)
+                return self._clamped32(d, convert(a, uint256)), end
+            return numbers.clamp(a, d.lo, d.hi), end
         if d.broadcast == 1:
             b, end = self._read(context, d.input_b, d.c_out, o, width, end)
         else:
             b, end = self._read(context, d.input_b, all, element, width, end)
         if d.profile == 1:
             if d.op == ADD:
-                return self._clamped32(d, numbers.add32(convert(a, uint256), convert(b, uint256)))
-            return self._clamped32(d, numbers.mul32(convert(a, uint256), convert(b, uint256)))
+                return self._clamped32(d, numbers.add32(convert(a, uint256), convert(b, uint256))), end
+            return self._clamped32(d, numbers.mul32(convert(a, uint256), convert(b, uint256))), end
         a -= convert(d.z_x, int256)
         b -= convert(d.z_r, int256)
         if d.op == MUL:
             a *= b
             b = 0
             shift_b = 0
-    return numbers.clamp(numbers.combine(a, shift_a, b, shift_b) + convert(d.z_y, int256), d.lo, d.hi)
+    return numbers.clamp(numbers.combine(a, shift_a, b, shift_b) + convert(d.z_y, int256), d.lo, d.hi), end
 
 
 @internal

@@ -82,6 +82,7 @@ struct Window:
 
 
 interface Arbiter:
+    def check(d: Descriptor, node: uint256) -> bool: pure
     def element(
         d: Descriptor, context: Context, node: uint256, window: Window, element: uint256, witness: Bytes[MAX_WITNESS]
     ) -> (int256, int256): view
@@ -491,12 +492,14 @@ def post_trace(
     assert committed == empty(bytes32) or committed == context.trace, "not the trace root of the claim"
     if levels == g.depth:
         assert children[len(children) - 1] == output_root, "the last output is not the claimed one"
+        assert len(witness) == 0, "the witness is too short or too long"
     else:
         at: uint256 = self._word(4 + 32 * 8) + 36
         top: bytes32 = empty(bytes32)
         end: uint256 = 0
         top, end = merkle.climb(output_root, context.nodes - 1, context.nodes, at)
         assert top == context.trace, "the last output is not the claimed one"
+        assert end == at + len(witness), "the witness is too short or too long"
     g.phase = PICK
     self.games[game] = self._pack(g)
     self.focus[game] = context.trace
@@ -527,7 +530,9 @@ def pick(claim: bytes32, child: uint256, root: bytes32, witness: Bytes[1024]):
     game: bytes32 = self._game_id(claim, msg.sender)
     g: Game = self._turn(claim, game, PICK, False)
     at: uint256 = self._word(4 + 32 * 3) + 36
+    last: uint256 = at + len(witness)
     g, at = self._picked(g, game, child, root, at)
+    assert at == last, "the witness is too short or too long"
     assert g.inside == 1 or g.depth > 0, "pick a node by pick_node"
     self.games[game] = self._pack(g)
     self.focus[game] = root
@@ -546,10 +551,13 @@ def pick_node(
     g: Game = self._turn(claim, game, PICK, False)
     assert g.inside == 0, "not this move now"
     at: uint256 = self._word(4 + 32 * 35) + 36
+    last: uint256 = at + len(witness)
     g, at = self._picked(g, game, child, root, at)
     assert g.depth == 0, "pick a child by pick"
     assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
     at = self._described(d, g.index, context, at)
+    assert at == last, "the witness is too short or too long"
+    assert staticcall ARBITER.check(d, g.index), "impossible node"
     log NodePicked(claim=claim, challenger=msg.sender, node=g.index)
     g.node = g.index
     if d.op == INPUT:
@@ -745,6 +753,7 @@ def fraud_proof(
         last: uint256 = context.nodes - 1
         top, end = merkle.climb(root, min(node, last), context.nodes, self._word(4 + 32 * 36) + 68)
         assert top == context.trace, "the output is not in the trace"
+        assert end == self._word(4 + 32 * 36) + 36 + len(witness), "the witness is too short or too long"
         if node == 0:
             assert root != context.input_root, "the input is right"
         else:
