@@ -168,7 +168,7 @@ def onednn():
 
 
 def test_the_self_test_refuses_onednn_where_it_is_left_to_itself(onednn):
-    """Without what `_bordered` does, torch 2.11 to 2.13 give wrong sums; a torch that does not passes, rightly."""
+    """Without what `_bordered` does, torch 2.13 give wrong sums; a torch that does not passes, rightly."""
     status, words = alone(UNGUARDED, "onednn")
     if status == 0:
         pytest.skip(f"torch {torch.__version__} has not the fault")

@@ -196,6 +196,8 @@ def test_a_fault_ends_with_an_exception(fault, name):
 
 
 VICTIM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 import sys, time
 from systems.anubis.faults import fault_named
 with fault_named(sys.argv[1]).injected():

@@ -463,10 +463,14 @@ def group_is_gone(group):
     return False
 
 
+# What is started in the background of a shell ignores SIGINT, and so do its children.
+INTERRUPTIBLE = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_far_end_outlives_its_near_end(number):
     code = (
-        "import time\nfrom systems.anubis.probes import network\n"
+        f"{INTERRUPTIBLE}import time\nfrom systems.anubis.probes import network\n"
         f"with network.responder(token=bytes.fromhex('{TOKEN.hex()}')) as (host, port):\n"
         "    print(port, flush=True)\n    time.sleep(60)"
     )
@@ -548,7 +552,7 @@ def test_no_pair_outlives_its_process_or_the_next_one(number):
     if reason:
         pytest.skip(reason)
     code = (
-        "import time\nfrom systems.anubis.probes import namespaces\n"
+        f"{INTERRUPTIBLE}import time\nfrom systems.anubis.probes import namespaces\n"
         "with namespaces.veth_pair() as pair:\n    print(pair.a, pair.b, flush=True)\n    time.sleep(60)"
     )
     child = subprocess.Popen(

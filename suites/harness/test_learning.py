@@ -81,3 +81,14 @@ def test_runs_of_another_stack_and_samples_under_pressure_do_not_count():
     outcome = learn_criteria(Runs((*quiet, *busy, *other)), "one")
     assert (outcome.runs, outcome.left_out, outcome.pressed) == (60, 30, 0)
     assert all(95 < np.median(stored.criterion.quantiles) < 106 for stored in outcome.criteria.values())
+
+
+def test_runs_under_an_injected_fault_teach_nothing():
+    healthy = runs_of(noise(np.random.default_rng(5), 30, 0.0)).runs
+    slow = [
+        Run(MACHINE, r.started, f"f{r.run_id[1:]}", facts={"fault": "cpu_quota(0.3)"}, rows=r.rows)
+        for r in runs_of(noise(np.random.default_rng(6), 30, 0.0) / 2).runs
+    ]
+    outcome = learn_criteria(Runs((*healthy, *slow)), "one")
+    assert (outcome.runs, outcome.left_out) == (30, 0)
+    assert all(stored.criterion.nodes == 30 for stored in outcome.criteria.values())
