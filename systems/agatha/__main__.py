@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_parties(submitting, trace=True)
     submitting.add_argument("--court", help="address of the contract (or --deploy)")
     submitting.add_argument("--deploy", action="store_true", help="put new contracts on the chain")
-    submitting.add_argument("--bond", type=int, help="with --deploy: wei (default: 0.1 ether, or twice a game's gas at 1 gwei)")
+    submitting.add_argument("--bond", type=int, help="with --deploy: wei (default: at least 0.1 ether)")
     submitting.add_argument("--window", type=int, default=86_400, help="with --deploy: seconds (default a day)")
     submitting.add_argument("--clock", type=int, default=3 * 86_400, help="with --deploy: seconds (default 3 days)")
     submitting.add_argument("--eager", action="store_true", help="name the trace's root too: allows fraud proofs")
