@@ -30,6 +30,14 @@ def cpu_seconds(fn, rounds):
     return taken
 
 
+def judge(claim, measure, value):
+    """Judged at full size only, which is what a recording run has."""
+    if measure.full:
+        assert claim.holds(value)
+    else:
+        claim.report(value, "at a smaller size")
+
+
 @pytest.mark.parametrize("steps", [1, 128])
 @pytest.mark.parametrize("nodes", [100, 10_000])
 def test_learn(measure, nodes, steps):
@@ -37,24 +45,27 @@ def test_learn(measure, nodes, steps):
     measure(lambda: learn(samples, "higher"))
 
 
-def test_learn_a_series_of_100000_nodes(measure):
+@pytest.mark.claim("anubis/scale-series")
+def test_learn_a_series_of_100000_nodes(measure, claim):
     nodes = 100_000 if measure.full else 5_000
     samples = samples_of(nodes, 128)
     taken = cpu_seconds(lambda: learn(samples, "higher"), 5 if measure.full else 1)
     measure.record("cpu", taken, "s")
-    assert np.median(taken) <= 3
+    judge(claim, measure, float(np.median(taken)))
 
 
-def test_learn_30_scalars_of_100000_nodes(measure):
+@pytest.mark.claim("anubis/scale")
+def test_learn_30_scalars_of_100000_nodes(measure, claim):
     nodes = 100_000 if measure.full else 5_000
     metrics = [samples_of(nodes, 1, seed=seed) for seed in range(30)]
     taken = cpu_seconds(lambda: [learn(samples, "higher") for samples in metrics], 5 if measure.full else 1)
     measure.record("cpu", taken, "s")
-    assert np.median(taken) <= 3
+    judge(claim, measure, float(np.median(taken)))
 
 
+@pytest.mark.claim("anubis/scale-slope")
 @pytest.mark.parametrize("steps", [1, 64, 128])
-def test_growth(measure, steps):
+def test_growth(measure, claim, steps):
     """The slope of log CPU seconds over log nodes: 1 is linear."""
     sizes = [100, 1_000, 10_000, 100_000] if measure.full else [100, 1_000]
     taken = []
@@ -63,8 +74,7 @@ def test_growth(measure, steps):
         taken.append(min(cpu_seconds(lambda samples=samples: learn(samples, "higher"), 5)))
     slope = float(np.polyfit(np.log(sizes), np.log(taken), 1)[0])
     measure.record("slope", slope, "1", better="lower")
-    if measure.full:
-        assert slope <= 1.15
+    judge(claim, measure, slope)
 
 
 # --- the O(n^2 q) forms of the totals, each as fast as it gets: one node against all in cache, and scipy's own loop
@@ -83,8 +93,9 @@ def totals_by_scipy(rows):
     return cdist(rows, rows, "cityblock").sum(axis=1) / rows.shape[1]
 
 
+@pytest.mark.claim("anubis/scale-brute-force")
 @pytest.mark.parametrize("nodes", [2_000, 8_000])
-def test_totals(measure, nodes):
+def test_totals(measure, claim, nodes):
     """All total distances of a fleet at q = 64; the peers' cost grows with the square of the nodes."""
     rows = np.sort(samples_of(nodes if measure.full else 500, 64), axis=1)
     X = np.ascontiguousarray(rows.T)
@@ -95,5 +106,5 @@ def test_totals(measure, nodes):
             "scipy": lambda: totals_by_scipy(rows),
         }
     )
-    speed.over("numpy").at_least({2_000: 100, 8_000: 100}[nodes])
-    speed.over("scipy").at_least({2_000: 50, 8_000: 50}[nodes])
+    judge(claim, measure, speed.over("numpy"))
+    speed.over("scipy").at_least(50)

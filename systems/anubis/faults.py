@@ -24,13 +24,12 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from systems.anubis.control_groups import ControlGroupError
 from systems.anubis.probes import namespaces
 from systems.anubis.probes.namespaces import NamespaceError
 from systems.anubis.probes.scratch import NoDisk, io_mode, scratch_folder
+from systems.anubis.termination import terminated_as_exception
 
 QUOTA_PERIOD_US = 10_000
 SEED = 20240206
@@ -79,7 +79,7 @@ class Fault:
         """Inject it for the time of the context. Raises CannotInject."""
         if reason := self.available():
             raise CannotInject(f"{self.name}: {reason}")
-        with _terminated_as_exception(), ExitStack() as stack:
+        with terminated_as_exception(), ExitStack() as stack:
             try:
                 stack.enter_context(self._inject())
             except (ControlGroupError, NamespaceError, OSError) as error:
@@ -440,24 +440,6 @@ def _burden(*arguments: str) -> Iterator[None]:
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-@contextmanager
-def _terminated_as_exception() -> Iterator[None]:
-    """SIGTERM unwinds the stack as SIGINT does, so that faults end; only where nobody else handles it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -13,15 +13,15 @@ import ctypes
 import os
 import re
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
+
+from systems.anubis.termination import terminated_as_exception
 
 _PREFIX = "maat"
 _NAME = re.compile(rf"{_PREFIX}(\d+)[ab]")
@@ -82,7 +82,7 @@ def veth_pair() -> Iterator[VethPair]:
     if (_FOLDER / pair.a).exists():
         yield pair
         return
-    with _terminated_as_exception():
+    with terminated_as_exception():
         try:
             _make(pair)
             yield pair
@@ -186,23 +186,3 @@ def _run(*command: str) -> None:
         raise NamespaceError(f"`{' '.join(command)}` did not end within 10 s") from error
     except subprocess.CalledProcessError as error:
         raise NamespaceError(f"`{' '.join(command)}` failed: {error.stderr.strip()}") from error
-
-
-@contextmanager
-def _terminated_as_exception() -> Iterator[None]:
-    """SIGTERM unwinds the stack as SIGINT does, so that `finally` runs; only where nobody else handles it."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
