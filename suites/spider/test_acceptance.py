@@ -22,7 +22,7 @@ from systems.spider import (
     plan,
     unpack,
 )
-from systems.spider.patterns import block_mask, skewed_routing
+from systems.spider.patterns import block_mask, related_bars, skewed_routing
 
 pytestmark = pytest.mark.component("model")
 GRID = 1536
@@ -554,6 +554,23 @@ def test_attention_beside_compiled_flex_attention(measure, claim):
         )
     speed.over("flex with its mask")
     assert claim.holds(speed.over("flex"))
+
+
+@pytest.mark.claim("spider/museformer")
+def test_attention_to_related_bars_of_music(measure, claim):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(20, 60, (96 if measure.full else 12,), generator=generator)
+    mask = related_bars(lengths)
+    q, k, v = (torch.randn(1, 4, len(mask), 64) for _ in range(3))
+    speed = measure.versus(
+        {
+            "spider": lambda: attention(q, k, v, mask=mask, causal=True),
+            "sdpa": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        },
+        check=close,
+    )
+    kept = float(mask.float().mean())
+    claim.report(speed.over("sdpa"), f"{len(mask)} tokens in {len(lengths)} bars, {kept:.0%} of the pairs, CPU")
 
 
 # --------------------------------------------------------------------------------------------- masked weights

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from systems import spider
@@ -39,6 +39,7 @@ from systems.spider import (
     selection,
     unpack,
 )
+from systems.spider.patterns import related_bars
 
 ROOT = Path(__file__).resolve().parents[2]
 quick = settings(max_examples=30, deadline=None)
@@ -239,10 +240,34 @@ def test_a_ragged_encoder_layer_in_16_bits_equals_float64_with_gradients(dtype):
     y = ours(pack(inputs, lengths)).values
     expected = dense(exact[real.any(1)], src_key_padding_mask=~real[real.any(1)])[real[real.any(1)]]
     dy = torch.randn(y.shape).to(dtype)
-    pairs = [(y, expected), (gradients(y, [inputs], dy)[0], gradients(expected, [exact], dy.double())[0])]
+    attention = dense.self_attn
+    parts = (ours.qkv, ours.out, ours.w_in, ours.w_out, ours.norm1, ours.norm2)
+    mine = [p for layer in parts for p in (layer.weight, layer.bias)]
+    theirs = [attention.in_proj_weight, attention.in_proj_bias]
+    for layer in (attention.out_proj, dense.linear1, dense.linear2, dense.norm1, dense.norm2):
+        theirs += [layer.weight, layer.bias]
+    pairs = zip(
+        [y, *gradients(y, [inputs, *mine], dy)],
+        [expected, *gradients(expected, [exact, *theirs], dy.double())],
+        strict=True,
+    )
     for a, b in pairs:
         assert a.dtype == dtype
         assert float((a.double() - b).detach().abs().max()) <= 2 * ROUNDING[dtype] * float(b.detach().abs().max())
+
+
+@quick
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=40))
+@example(lengths=[0])
+def test_related_bars_equal_their_definition(lengths):
+    mask = related_bars(torch.tensor(lengths))
+    tokens = [(bar, t == n) for bar, n in enumerate(lengths) for t in range(n + 1)]  # (bar, whether it sums it up)
+    assert mask.shape == (len(tokens), len(tokens))
+    for i, (bar, sums_up) in enumerate(tokens):
+        for j, (other, is_sum) in enumerate(tokens):
+            back = bar - other
+            seen = back == 0 or (is_sum and back > 0) or (not sums_up and back in (1, 2, 4, 8, 12, 16, 24, 32))
+            assert bool(mask[i, j]) == (j <= i and seen), (i, j)
 
 
 def attention_by_definition(q, k, v, allowed):

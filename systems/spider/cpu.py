@@ -235,10 +235,13 @@ def elements(index: Arrays, size: int, columns: int) -> Arrays:
     return Arrays(offsets, indices[:entries], values[:entries])
 
 
+_NINE = ctypes.c_int64 * 9
+
+
 def profile(x: Tensor, blocks: int) -> Counts:
     """The densities of all micro-tile shapes, counted in one pass over `blocks` spread blocks of 8 rows of x."""
     rows, columns = x.shape
-    counts = (ctypes.c_int64 * 9)()
+    counts = _NINE()
     blocks = min(blocks, -(-rows // 8))
     room = torch.empty(columns + 64, dtype=torch.uint8)
     _kernels().profile(x.data_ptr(), x.stride(0), rows, columns, blocks, room.data_ptr(), ctypes.addressof(counts))

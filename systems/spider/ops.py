@@ -61,26 +61,25 @@ def matmul(
 
     Raises ShapeError, DtypeError, PatternError (mask, options) and SpiderError (a backend that is not there).
     """
-    # Too small to look at: whatever is done before this costs more than it saves.
+    # Too small to look at: whatever is done first costs more than it saves, so torch itself refuses what is wrong.
     if (
         plan is None
-        and sparse == "a"
         and mask is None
+        and sparse == "a"
         and grad == "exact"
         and backend == "auto"
-        and a.ndim == 2
-        and b.ndim == 2
         and (a.dtype is torch.float32 or a.dtype is torch.float64)
+        and (volume := a.numel() * b.shape[-1]) < selection.MODEST
+        and a.ndim == 2
+        and nonfinite in ("skip", "strict")
     ):
-        m, k = a.shape
-        if (
-            m * k * b.shape[1] < selection.SMALL
-            and b.shape[0] == k
-            and b.dtype is a.dtype
-            and a.device == b.device
-            and nonfinite in ("skip", "strict")
-        ):
-            return torch.mm(a, b)
+        try:
+            if volume < selection.SMALL or _little_to_skip(a, b):
+                return torch.mm(a, b)
+        except RuntimeError:
+            _check(a, b, sparse, mask, grad, nonfinite, backend)
+            if a.ndim == b.ndim == 2:
+                raise
     _check(a, b, sparse, mask, grad, nonfinite, backend)
     if sparse == "b":
         flipped = matmul(
@@ -107,13 +106,29 @@ def matmul(
     ])  # fmt: skip
 
 
+def _little_to_skip(a: Tensor, b: Tensor) -> bool:
+    """Whether a glance at a, (M, K), is enough to go dense: for products so short that a full look shows in them."""
+    if a.dtype is not torch.float32 or torch.compiler.is_compiling() or not a.is_contiguous() or not a.is_cpu:
+        return False
+    if not cpu.available():
+        return False
+    (m, k), n = a.shape, b.shape[-1]
+    problem = Problem(m, k, n, torch.get_num_threads())
+    counts = selection.glance(a)
+    return selection.choose(counts, problem, _table("cpu", "float32"), "mk,kn->mn", "native").micro_tile is None
+
+
 def make_plan(a: Tensor, b: Tensor, *, sparse: Sparse = "a", mask: Tensor | None = None, backend: str = "auto") -> Plan:
     """How `matmul` would run this: 2-D operands as there. The densities are counted on a sample of the rows."""
     _check(a, b, sparse, mask, "exact", "skip", backend)
     if a.ndim != 2 or b.ndim != 2:
         raise ShapeError(f"a plan is made for matrices, not for shapes {tuple(a.shape)} and {tuple(b.shape)}")
     if sparse == "b":
-        return make_plan(b.t(), a.t(), backend=backend)
+        return _planned(b.t(), a.t(), None, backend)
+    return _planned(a, b, mask, backend)
+
+
+def _planned(a: Tensor, b: Tensor, mask: Tensor | None, backend: str) -> Plan:
     chosen = chosen_backend(a, backend)
     threads = torch.get_num_threads() if a.device.type == "cpu" else 1
     (m, k), n = a.shape, b.shape[1]
@@ -128,12 +143,11 @@ def make_plan(a: Tensor, b: Tensor, *, sparse: Sparse = "a", mask: Tensor | None
     seen = mask if mask is not None else a.detach()
     if chosen == "native":
         seen = row_major(seen.float())
-    counts = selection.count(seen, chosen)
     if chosen == "triton":
         table = _table("cuda", "bfloat16" if a.dtype in HALF else "float32")
     else:
         table = _table("cpu", "float32" if chosen == "native" else "float64")
-    return selection.choose(counts, problem, table, expression, chosen, forced=backend != "auto")
+    return selection.choose(selection.count(seen, chosen), problem, table, expression, chosen, forced=backend != "auto")
 
 
 def sread(x: Tensor, index: TileIndex, axis: int) -> Tensor:
@@ -269,7 +283,7 @@ def _matrix_product(
         index = replace(mask, values=_ones(mask))
         chosen = chosen_backend(a, backend)
         return _Sampled.apply(a, b.t(), index, "torch" if chosen == "dense" else chosen)
-    plan = plan or make_plan(a, b, sparse="out" if mask is not None else "a", mask=mask, backend=backend)
+    plan = plan or _planned(a, b, mask, backend)
     expected = (a.shape[0], b.shape[1], a.shape[1]) if mask is not None else (a.shape[0], a.shape[1], b.shape[1])
     if (plan.problem.m, plan.problem.k, plan.problem.n) != expected:
         raise ShapeError(f"the plan is for {plan.problem}, but the operands give m, k, n = {expected}")

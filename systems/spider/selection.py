@@ -35,10 +35,12 @@ from systems.spider import cpu, torch_backend
 from systems.spider.cpu import Counts
 from systems.spider.rules import DtypeError, PatternError
 
-__all__ = ["Candidate", "Plan", "Problem", "RuleCost", "TileTable", "choose", "count"]
+__all__ = ["Candidate", "Plan", "Problem", "RuleCost", "TileTable", "choose", "count", "glance"]
 
 FORMAT = 1
 SMALL = 4_000_000  # multiply-adds below which looking costs more than it can save
+MODEST = 200_000_000  # multiply-adds below which a glance comes first: where it finds little, nothing more is counted
+GLANCED_BLOCKS = 8
 SAMPLED_BLOCKS = 64
 WIDE_BLOCKS = 16  # blocks of 128 rows that are counted where the native kernel does not count
 EXACT_BLOCKS = 32  # at most this many blocks of 8 rows are all counted
@@ -174,8 +176,7 @@ class Candidate:
     kept: float
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """S of shape (m, k) times (k, n) on `threads` threads; for a sampled output S is (m, k), n the dots' length."""
 
     m: int
@@ -262,6 +263,11 @@ def count(x: Tensor, backend: str) -> Counts | WideCounts:
             shares.append(wide[:blocks].float().mean())
             wide = wide.unflatten(0, (-1, 2)).any(1) if size < 128 else wide
     return WideCounts(*torch.stack([*shares, kept.any(1).float().mean()]).tolist())
+
+
+def glance(x: Tensor) -> Counts:
+    """As `count` for the native kernels, of 8 spread blocks of 8 rows of x, (m, k) float32 with unit stride."""
+    return cpu.profile(x, GLANCED_BLOCKS)
 
 
 def choose(
@@ -479,12 +485,12 @@ def _cache_file(device: str, dtype: str) -> Path:
     return Path(root).absolute() / "spider" / f"tile_table-{device}-{dtype}.json"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all: temporary name, flush, rename."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all: temporary name, flush, rename. Text as UTF-8."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
