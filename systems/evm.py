@@ -42,6 +42,7 @@ __all__ = [
     "Contract",
     "Event",
     "NoNode",
+    "NotTaken",
     "Receipt",
     "Reverted",
     "RevmChain",
@@ -70,6 +71,10 @@ class Reverted(ChainError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason or "reverted without a reason")
         self.reason = reason
+
+
+class NotTaken(ChainError):
+    """A node refused a transaction before running it: no funds, a wrong nonce, a key that is not its own."""
 
 
 class NoNode(ChainError):
@@ -441,8 +446,14 @@ class _Web3Chain(Chain):
         self.accounts = tuple(web3.eth.accounts)
 
     def _submit(self, transaction: dict[str, Any]) -> Any:
-        """The receipt of a transaction. Raises Reverted."""
-        hashed = self._web3.eth.send_transaction({**transaction, "gas": GAS_LIMIT})
+        """The receipt of a transaction. Raises Reverted, and NotTaken where the node does not even try."""
+        from web3.exceptions import Web3RPCError
+
+        try:
+            hashed = self._web3.eth.send_transaction({**transaction, "gas": GAS_LIMIT})
+        except Web3RPCError as error:
+            words = (error.rpc_response or {}).get("error", {}).get("message", str(error))
+            raise NotTaken(f"the node does not take a transaction of {transaction['from']}: {words}") from error
         receipt = self._web3.eth.wait_for_transaction_receipt(hashed, poll_latency=0.02)
         if receipt["status"] != 1:
             self._read_transaction(transaction)  # the same again, to hear the reason
@@ -521,10 +532,17 @@ class TesterChain(_Web3Chain):
         self._tester.revert_to_snapshot(point)
 
 
+def _signer(web3: Any, key: str) -> Any:
+    """The account of a private key. Raises ValueError, which does not show the key."""
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", key):
+        raise ValueError("a private key has 64 hexadecimal digits; the one given has other characters or length")
+    return web3.eth.account.from_key(key)
+
+
 class RpcChain(_Web3Chain):
     """A node by URL. `keys`: private keys to sign with here; without them, the node's unlocked accounts.
 
-    Raises NoNode where nothing answers within `patience` seconds.
+    Raises NoNode where nothing answers within `patience` seconds, ValueError for what is no private key.
     """
 
     def __init__(self, url: str, keys: Sequence[str] = (), *, patience: float = 5.0, timeout: float = 30.0) -> None:
@@ -540,7 +558,7 @@ class RpcChain(_Web3Chain):
             time.sleep(0.1)
         super().__init__(web3)
         if keys:
-            signers = [web3.eth.account.from_key(key) for key in keys]
+            signers = [_signer(web3, key) for key in keys]
             for signer in signers:
                 web3.middleware_onion.inject(SignAndSendRawMiddlewareBuilder.build(signer), layer=0)
             self.accounts = tuple(signer.address for signer in signers)

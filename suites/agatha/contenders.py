@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import torch
 
-from systems.agatha import Trace, localise, models, xce
+from systems.agatha import Trace, integer, localise, models, xce
 from systems.agatha import graph as graphs
 from systems.agatha.descriptor import CONVOLUTIONS, Op, tensor_bytes
 
@@ -58,7 +58,7 @@ class Contest:
         op, steps = torch.ops.onednn, []
         for i, node in enumerate(self.int8.nodes):
             if node.op not in CONVOLUTIONS:
-                steps.append(None if i == 0 else (node.inputs, xce._step(self.int8, i, True)))
+                steps.append(None if i == 0 else (node.inputs, integer.step(self.int8, i, True)))
                 continue
             first, weight = self.int8.nodes[node.inputs[0]], self.ieee32.nodes[i].weight
             scale = np.maximum(abs(weight.reshape(len(weight), -1)).max(1), 1e-9) / 127

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from systems.agatha.arbiter import INFINITY, NAN, clamp32, combine, fma32, max32, rne
-from systems.agatha.game import CONTRACTS
+from systems.agatha.court import CONTRACTS
 from systems.evm import RevmChain, compile_contract
 
 SPECIAL = [0, 0x80000000, 1, 0x80000001, INFINITY, 0xFF800000, NAN, 0xFFC00001, 0x7F7FFFFF, 0x00800000, 0x007FFFFF,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from systems import evm
-from systems.agatha import records
+from systems.agatha import Challenger, Phase, Submitter, deploy, records, watch
 from systems.agatha.__main__ import main
 from systems.agatha.descriptor import ProofError
 
@@ -158,7 +158,135 @@ def test_the_wrong_chain_and_account_are_named(node, files, tmp_path, capsys):
     assert "unlocked accounts" in capsys.readouterr().err
 
 
+def test_an_honest_submitter_answers_a_doubt(node, files, tmp_path, capsys):
+    """The doubter holds neither graph nor trace; where nobody answers, it wins by the clock."""
+    claim = tmp_path / "claim.json"
+    submitter = list(map(str, parties(files, "right.trace", claim, node, 1)))
+    assert main(["submit", *submitter, "--deploy", "--window", "100", "--clock", "300"]) == 0
+    doubter = ["doubt", str(claim), "--url", node, "--account", "2", "--poll", "0.1"]
+    assert main([*doubter, "--node", "99"]) == 2
+    assert "numbers start at 0" in capsys.readouterr().err
+    process = start(*doubter, "--node", "2")
+    try:
+        assert "challenge:" in process.stdout.readline()
+        watcher = start("watch", *submitter, "--poll", 0.1)  # an honest one: it describes and proves
+        try:
+            told, _ = process.communicate(timeout=120)
+            assert process.returncode == 1, told
+            assert "won by the submitter at node 2, element 0, step 0" in told
+            evm.RpcChain(node).advance(200)
+            defended, _ = watcher.communicate(timeout=120)
+            assert watcher.returncode == 0, defended
+            assert [word for word in ("describe", "prove", "final") if word not in defended] == []
+        finally:
+            watcher.kill()
+    finally:
+        process.kill()
+    silent = tmp_path / "silent.json"
+    submitter = list(map(str, parties(files, "wrong.trace", silent, node, 3)))
+    assert main(["submit", *submitter, "--deploy", "--window", "100", "--clock", "300"]) == 0
+    process = start("doubt", str(silent), *doubter[2:], "--node", "2")
+    try:
+        assert "challenge:" in process.stdout.readline()
+        evm.RpcChain(node).advance(302)
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+        assert "won by the challenger" in told
+    finally:
+        process.kill()
+
+
+def test_a_key_signs_in_place_of_an_account_of_the_node(node, files, tmp_path, capsys):
+    """A new key without Ether is told apart from one that can pay; anvil's first account has a well-known key."""
+    rich = tmp_path / "rich.key"
+    rich.write_text("0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\n")
+    poor = tmp_path / "poor.key"
+    poor.write_text("0x" + "17" * 32)
+    bad = tmp_path / "bad.key"
+    bad.write_text("0xsecret")
+    claim = tmp_path / "claim.json"
+    arguments = list(map(str, [files / "digits.graph", files / "wrong.trace", claim, "--url", node]))
+    assert main(["submit", *arguments, "--key", str(bad), "--deploy"]) == 2
+    told = capsys.readouterr().err
+    assert "key" in told
+    assert "secret" not in told
+    assert main(["submit", *arguments, "--key", str(poor), "--deploy"]) == 2
+    assert "agatha submit:" in capsys.readouterr().err
+    assert main(["submit", *arguments, "--key", str(rich), "--deploy", "--eager"]) == 0
+    assert json.loads(claim.read_text())["submitter"] == "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+    arguments[1] = str(files / "right.trace")
+    assert main(["challenge", *arguments, "--account", "3", "--theirs", str(files / "wrong.trace")]) == 0
+
+
+def test_a_second_challenger_leaves_when_the_claim_has_fallen(node, files, tmp_path, capsys):
+    claim = tmp_path / "claim.json"
+    submitter = list(map(str, parties(files, "wrong.trace", claim, node, 1)))
+    first, second = (list(map(str, parties(files, "right.trace", claim, node, i))) for i in (2, 3))
+    assert main(["submit", *submitter, "--deploy", "--eager", "--clock", "300"]) == 0
+    late = start("challenge", *second, "--poll", 0.1)
+    try:
+        assert "challenge:" in late.stdout.readline()
+        assert main(["challenge", *first, "--theirs", str(files / "wrong.trace")]) == 0
+        told, _ = late.communicate(timeout=120)
+    finally:
+        late.kill()
+    assert late.returncode == 0, told
+    assert "leave: the claim fell in another game" in told
+    assert "left, bond returned" in told
+    assert "withdraw" in told
+
+
 # --- without a node ---
+
+
+def test_a_waiting_challenger_leaves_and_gets_its_bond_back(files):
+    """As above, on a chain in this process."""
+    model = model_of(files / "digits.graph")
+    right, wrong = (records.load_trace(files / name, model) for name in ("right.trace", "wrong.trace"))
+    chain = evm.RevmChain()
+    court = deploy(chain)
+    alice, bob, carol = chain.accounts[1:4]
+    submitter = Submitter(court, alice, model, wrong)
+    claim = submitter.claim(eager=True)
+    submitter.submit(claim)
+    second = Challenger(court, carol, model, right)
+    before = chain.balance(carol)
+    second.challenge(claim)
+    Challenger(court, bob, model, right).fraud_proof(claim, wrong)
+    told = []
+    assert watch.contest(second, claim, poll=0, say=told.append).phase is Phase.LEFT
+    assert told[0] == "leave: the claim fell in another game"
+    assert chain.balance(carol) == before
+
+
+def test_a_key_that_is_not_there_is_named(files, tmp_path, capsys):
+    arguments = [files / "digits.graph", files / "right.trace", tmp_path / "claim.json", "--key"]
+    assert main(["submit", *map(str, arguments), str(tmp_path / "absent.key"), "--deploy"]) == 2
+    assert "absent.key" in capsys.readouterr().err
+
+
+def test_compiled_networks_are_kept_in_a_folder(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("AGATHA_MODELS", raising=False)
+    assert main(["compile", "digits"]) == 2
+    assert "$AGATHA_MODELS" in capsys.readouterr().err
+    monkeypatch.setenv("AGATHA_MODELS", str(tmp_path / "kept"))
+    assert main(["compile", "digits", "--samples", "33"]) == 0
+    first = capsys.readouterr()
+    kept = tmp_path / "kept/digits-int8-33.graph"
+    written = kept.stat().st_mtime_ns
+    assert main(["compile", "digits", "--samples", "33"]) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert "was there already" in second.err
+    assert kept.stat().st_mtime_ns == written
+    assert main(["run", "digits-int8-33", "--seed", "5", "--out", str(tmp_path / "a.trace")]) == 0
+    assert main(["run", "nothing", "--seed", "5", "--out", str(tmp_path / "b.trace")]) == 2
+    assert "nothing" in capsys.readouterr().err
+    data = bytearray(kept.read_bytes())
+    data[-1] ^= 1
+    kept.write_bytes(data)
+    assert main(["compile", "digits", "--samples", "33"]) == 2
+    assert "its content has root" in capsys.readouterr().err
 
 
 def test_help_shows_a_dispute(capsys):
@@ -166,9 +294,8 @@ def test_help_shows_a_dispute(capsys):
         main(["--help"])
     assert left.value.code == 0
     told = capsys.readouterr().out
-    assert [
-        word for word in ("compile", "run", "submit", "watch", "challenge", "replay", "anvil") if word not in told
-    ] == []
+    words = ("compile", "run", "submit", "watch", "challenge", "doubt", "replay", "anvil", "AGATHA_MODELS")
+    assert [word for word in words if word not in told] == []
 
 
 def test_no_node_is_said(files, tmp_path, capsys):

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import astuple
 
 import pytest
@@ -15,8 +16,9 @@ from suites.agatha.test_graph import CASES, IMAGE, SHAPES, compiled, randomised
 from suites.agatha.test_xce import random_graphs
 from systems.agatha import Op, Profile, Trace, ieee, xce
 from systems.agatha import graph as graphs
+from systems.agatha.court import CONTRACTS
 from systems.agatha.descriptor import LEAF_BYTES, ExactnessError, UnsupportedOperator, tensor_bytes
-from systems.agatha.game import CONTRACTS, MAX_WITNESS
+from systems.agatha.players import MAX_WITNESS
 from systems.agatha.witness import Evidence, leaves
 from systems.evm import RevmChain, compile_contract
 
@@ -47,8 +49,8 @@ def as_trace(values):
 
 
 def compare(arbitrate, graph, trace, rng, picks):
-    """How many elements were compared, by operator; every one must agree."""
-    model, compared = graph.commitment, {}
+    """How many elements were compared, by operator, and the (node, operator, element) in which the two differ."""
+    model, compared, differing = graph.commitment, {}, []
     for node, d in enumerate(model.descriptors):
         if d.op is Op.INPUT:
             continue
@@ -58,9 +60,10 @@ def compare(arbitrate, graph, trace, rng, picks):
             if verdict is None:
                 continue
             found, claimed = verdict
-            assert found == claimed, (node, d.op.name, element)
+            if found != claimed:
+                differing.append((node, d.op.name, element))
             compared[d.op] = compared.get(d.op, 0) + 1
-    return compared
+    return compared, differing
 
 
 @pytest.mark.parametrize("profile", ["int8", "ieee32"])
@@ -71,19 +74,24 @@ def test_contract_equals_executor_on_every_operator_of_compiled_networks(arbitra
         shape = SHAPES.get(name, IMAGE)
         graph = compiled(randomised(module), shape, profile)
         x = xce.encode(graph, torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(11)))
-        for op, count in compare(arbitrate, graph, as_trace(xce.trace(graph, x)), rng, 3).items():
+        counts, differing = compare(arbitrate, graph, as_trace(xce.trace(graph, x)), rng, 3)
+        assert not differing, name
+        for op, count in counts.items():
             compared[op] = compared.get(op, 0) + count
     expected = set(Op) - {Op.INPUT, Op.LUT}
     if profile == "int8":
         graph = compiled(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.Sigmoid()), IMAGE, profile)
-        found = compare(arbitrate, graph, as_trace(xce.trace(graph, xce.encode(graph, torch.randn(IMAGE)))), rng, 3)
+        trace = as_trace(xce.trace(graph, xce.encode(graph, torch.randn(IMAGE))))
+        found, differing = compare(arbitrate, graph, trace, rng, 3)
+        assert not differing
         compared |= {op: compared.get(op, 0) + count for op, count in found.items()}
         expected.add(Op.LUT)
     assert set(compared) == expected, {op.name: count for op, count in compared.items()}
     assert min(compared.values()) >= 3
 
 
-def agree(arbitrate, case, seed):
+def judged(arbitrate, case, seed):
+    """As `compare`, for what the fastest back end of a random graph computed; no graph outside the rules."""
     graph, x = case
     try:
         with warnings.catch_warnings():
@@ -97,19 +105,30 @@ def agree(arbitrate, case, seed):
     executor = xce._executor(graph, xce.backends(graph.profile)[0])
     trace = as_trace([value.clone() for value in executor.outputs(torch.from_numpy(x[:1].copy()))])
     assert model.root == graph.root
-    compare(arbitrate, graph, trace, random.Random(seed), 2)
+    return compare(arbitrate, graph, trace, random.Random(seed), 2)
 
 
-@settings(max_examples=60)
-@given(random_graphs(Profile.INT8), st.integers(0, 2**32))
-def test_contract_equals_executor_int8(arbitrate, case, seed):
-    agree(arbitrate, case, seed)
+@pytest.mark.claim("agatha/consistent-contract")
+@pytest.mark.parametrize(("profile", "graphs_tried"), [(Profile.INT8, 60), (Profile.IEEE32, 40)])
+def test_contract_equals_executor(arbitrate, claim, profile, graphs_tried):
+    """Random graphs of every operator; the claim is the number of elements in which the two differ."""
+    compared, differing = Counter(), []
 
+    @settings(max_examples=graphs_tried, report_multiple_bugs=False)
+    @given(random_graphs(profile), st.integers(0, 2**32))
+    def tried(case, seed):
+        counts, other = judged(arbitrate, case, seed)
+        compared.update(counts)
+        differing.extend(other)
+        assert not other  # so that hypothesis finds the smallest graph
 
-@settings(max_examples=40)
-@given(random_graphs(Profile.IEEE32), st.integers(0, 2**32))
-def test_contract_equals_executor_ieee32(arbitrate, case, seed):
-    agree(arbitrate, case, seed)
+    try:
+        tried()
+    finally:
+        print(f"{sum(compared.values())} elements: " + ", ".join(f"{op.name} {n}" for op, n in compared.items()))
+        held = claim.holds(len(differing))
+    assert held
+    assert sum(compared.values()) > 4 * graphs_tried
 
 
 @pytest.mark.parametrize("profile", ["int8", "ieee32"])
@@ -126,9 +145,9 @@ def test_one_wrong_bit_of_an_executor_is_seen_by_the_contract(arbitrate, profile
 
 UNGUARDED = """
 import sys
-from systems.agatha import xce
+from systems.agatha import integer, xce
 from systems.agatha.descriptor import InconsistentBackend, Profile
-xce._bordered = lambda node, zero: (node, lambda x: xce._viewed(node, x))  # oneDNN left to itself
+integer._bordered = lambda node, zero: (node, lambda x: integer._viewed(node, x))  # oneDNN left to itself
 try:
     xce.self_test(sys.argv[1], Profile.INT8)
 except InconsistentBackend as error:
@@ -137,12 +156,12 @@ except InconsistentBackend as error:
 CRASH = """
 import sys
 import numpy as np, torch
-from systems.agatha import reference, xce
+from systems.agatha import integer, reference, xce
 from systems.agatha.descriptor import Op, Profile
 from systems.agatha.graph import Graph, Node, Scale
 backend, guarded = sys.argv[1:]
 if guarded == "no":
-    xce._bordered = lambda node, zero: (node, lambda x: xce._viewed(node, x))
+    integer._bordered = lambda node, zero: (node, lambda x: integer._viewed(node, x))
 random, bounds = np.random.default_rng(7), {"lo": 0, "hi": 255}
 node = Node(Op.CONV, (0,), (1, 2, 70), (3, 1, 3), (3, 1), 2, 1, 2, bias=np.full(70, 729, np.int32),
             weight=random.integers(-64, 65, (70, 3, 1, 3)).astype(np.int8), shifts=np.full(70, 8, np.int8), **bounds)
@@ -179,6 +198,11 @@ def test_the_self_test_refuses_onednn_where_it_is_left_to_itself(onednn):
 def test_a_shape_that_crashes_onednn_is_computed_rightly(onednn, backend):
     status, words = alone(CRASH, backend, "yes")
     assert status == 0, words
-    status, _ = alone(CRASH, backend, "no")
+
+
+def test_that_shape_does_crash_onednn_where_it_is_left_to_itself(onednn):
+    """Why the border is written out: a child killed by a signal, or wrong sums; neither, and this torch is better."""
+    status, words = alone(CRASH, "onednn", "no")
     if status == 0:
         pytest.skip(f"torch {torch.__version__} has not the fault: the border is not needed here")
+    assert status < 0 or "wrong sums" in words, words

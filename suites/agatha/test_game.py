@@ -83,7 +83,7 @@ def test_a_whole_dispute_by_steps(table):
     assert moves == [
         "post_trace", "pick_node", "reveal", "pick", "open", "pick_element", "post_sums", "arbitrate_step",
     ]  # fmt: skip
-    game = table.court.game(table.model, table.claim.id, table.bob)
+    game = table.court.game(table.claim, table.bob)
     assert (game.phase, game.winner.lower(), game.node, game.element) == (Phase.WON, table.bob.lower(), 1, 700)
     table.court.send("withdraw", sender=table.bob)
     with pytest.raises(Reverted, match="nothing to withdraw"):
@@ -102,7 +102,7 @@ def test_a_player_that_starts_again_goes_on_from_the_events(table):
             challenger.move(table.claim)
     assert table.phase() is Phase.WON
     events = table.court.events()
-    assert replay(events, table.model) == replay(list(events), table.model)
+    assert replay(events, table.claim) == replay(list(events), table.claim)
 
 
 def test_no_move_is_taken_out_of_turn_twice_or_from_others(table):
@@ -112,7 +112,7 @@ def test_no_move_is_taken_out_of_turn_twice_or_from_others(table):
     seen = []
     while not table.phase().over:
         due = table.submitter if table.phase().submitter_moves else table.challenger
-        name, args = due.next_move(table.claim, table.court.game(table.model, table.claim.id, table.bob))
+        name, args = due.next_move(table.claim, table.court.game(table.claim, table.bob))
         before = table.chain.call(table.court.contract, "game_of", table.claim.id, table.bob)
         for old_name, old_args, account in seen:
             with pytest.raises(Reverted):
@@ -133,7 +133,7 @@ def test_damaged_arguments_revert(table):
     refused = 0
     while not table.phase().over:
         due = table.submitter if table.phase().submitter_moves else table.challenger
-        name, args = due.next_move(table.claim, table.court.game(table.model, table.claim.id, table.bob))
+        name, args = due.next_move(table.claim, table.court.game(table.claim, table.bob))
         for i, value in enumerate(args):
             damaged = []
             if isinstance(value, bytes) and len(value) not in {0, 32} and name not in {"post_sums", "arbitrate_step"}:
@@ -159,7 +159,7 @@ def test_a_proof_of_another_game_is_refused(table):
     other = Challenger(table.court, table.carol, table.model, table.good, whole=False)
     other.challenge(table.claim)
     table.until(Phase.STEP)
-    game = table.court.game(table.model, table.claim.id, table.bob)
+    game = table.court.game(table.claim, table.bob)
     name, args = table.challenger.next_move(table.claim, game)
     with pytest.raises(Reverted, match="not this move now"):
         table.court.send(name, *args, sender=table.carol)

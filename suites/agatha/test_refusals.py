@@ -11,10 +11,11 @@ from suites.agatha.networks import Builder, random_input, random_model
 from systems import evm
 from systems.agatha import Challenger, Descriptor, Op, Profile, Reverted, Submitter, Trace, deploy, min_bond, play
 from systems.agatha.arbiter import execute
+from systems.agatha.bond import worst_gas
 from systems.agatha.cheats import changed
 from systems.agatha.commit import Model, keccak
+from systems.agatha.court import CONTRACTS
 from systems.agatha.descriptor import DescriptorError, float_bits
-from systems.agatha.game import CONTRACTS, worst_gas
 from systems.evm import RevmChain, compile_contract
 
 
@@ -43,7 +44,7 @@ class Table:
         if phase.over:
             return None
         player = self.submitter if phase.submitter_moves else self.challenger
-        game = self.court.game(player.model, self.claim.id, self.challenger.account)
+        game = self.court.game(self.claim, self.challenger.account)
         return player, *player.next_move(self.claim, game)
 
 

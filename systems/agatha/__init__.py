@@ -9,10 +9,12 @@
     submitter.submit(claim), challenger.challenge(claim)
     play(submitter, challenger, claim).winner
 
-`descriptor` fixes what a node means and how its bytes lie, `commit` hashes them, `game` disputes them.
+`descriptor` fixes what a node means and how its bytes lie, `commit` hashes them, `players` dispute them.
 """
 
-from systems.agatha.commit import Job, Model, Trace, Tree
+from systems.agatha.bond import min_bond, worst_gas
+from systems.agatha.commit import Job, Model, Trace, Tree, UncheckedModel
+from systems.agatha.court import Court, court_at, deploy
 from systems.agatha.descriptor import (
     AgathaError,
     Descriptor,
@@ -26,21 +28,8 @@ from systems.agatha.descriptor import (
     Reverted,
     UnsupportedOperator,
 )
-from systems.agatha.game import (
-    Challenger,
-    Claim,
-    Court,
-    Game,
-    Phase,
-    Submitter,
-    Verdict,
-    court_at,
-    deploy,
-    localise,
-    min_bond,
-    play,
-    replay,
-)
+from systems.agatha.game import Claim, Game, Phase, replay
+from systems.agatha.players import Challenger, Doubter, Submitter, Verdict, localise, play
 
 __all__ = [
     "AgathaError",
@@ -49,6 +38,7 @@ __all__ = [
     "Court",
     "Descriptor",
     "DescriptorError",
+    "Doubter",
     "ExactnessError",
     "Game",
     "InconsistentBackend",
@@ -63,6 +53,7 @@ __all__ = [
     "Submitter",
     "Trace",
     "Tree",
+    "UncheckedModel",
     "UnsupportedOperator",
     "Verdict",
     "court_at",
@@ -71,4 +62,5 @@ __all__ = [
     "min_bond",
     "play",
     "replay",
+    "worst_gas",
 ]

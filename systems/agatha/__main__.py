@@ -14,21 +14,29 @@ A dispute between two processes, over a node (start one by `anvil --port 8545`):
   python -m systems.agatha challenge digits.graph right.trace claim.json --account 2
   python -m systems.agatha replay digits.graph claim.json
 
+A claim about a network that cannot be run or checked (a node that contradicts itself, weights that nobody has) is
+fought by making its submitter prove a node: `doubt claim.json --node 3 --account 2`.
+
 Where a game stands is on the chain and nowhere else: a command that was stopped is started again (a challenger goes
-on by `watch`). Exit status: 0 as hoped for, 1 when a claim or a game was lost, 2 when something was refused.
+on by `watch`). $AGATHA_MODELS names a folder of compiled networks: `compile` without --out keeps them there and does
+not compile twice, and the other commands look there for a graph that is no path. Exit status: 0 as hoped for, 1 when a
+claim or a game was lost, 2 when something was refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from systems import evm
-from systems.agatha import game, records, watch
+from systems.agatha import court as courts
+from systems.agatha import game, players, records, watch
+from systems.agatha.bond import min_bond
 from systems.agatha.commit import Model, Trace
-from systems.agatha.descriptor import AgathaError, ProofError
+from systems.agatha.descriptor import AgathaError, ProofError, Reverted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,18 +69,20 @@ def _parser() -> argparse.ArgumentParser:
 
     compiling = commands.add_parser("compile", help="a network to a graph file, whose root is the network's name")
     compiling.add_argument("network", choices=NETWORKS, help="digits takes seconds; the others are for 224 x 224")
-    compiling.add_argument("--out", type=Path, required=True, help="the file to write (safetensors)")
+    compiling.add_argument("--out", type=Path, help="the file to write (default: one in $AGATHA_MODELS)")
     compiling.add_argument("--profile", choices=("int8", "ieee32"), default="int8", help="arithmetic (default int8)")
     compiling.add_argument("--samples", type=int, default=32, help="images to calibrate int8 by (default 32)")
     compiling.set_defaults(act=_compile)
 
     running = commands.add_parser("run", help="run a graph on one image, and keep the output of every node")
-    running.add_argument("graph", type=Path, help="file that compile wrote")
+    running.add_argument("graph", type=_graph_file, help="file that compile wrote")
     source = running.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, help="a .npy file: (c, h, w) or (1, c, h, w) float32")
     source.add_argument("--seed", type=int, help="a random image, the same on every machine")
     running.add_argument("--out", type=Path, required=True, help="the trace to write (safetensors)")
-    running.add_argument("--backend", default="auto", help="auto, onednn, carrier, native or reference (default auto)")
+    running.add_argument(
+        "--backend", default="auto", help="auto, onednn, carrier, native, triton or reference (default auto)"
+    )
     running.add_argument(
         "--fault", metavar="NODE:ELEMENT", help="for drills: get one element wrong, and go on from there in numpy"
     )
@@ -108,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     challenging.set_defaults(act=_challenge)
 
+    doubting = commands.add_parser(
+        "doubt",
+        help="dispute a claim without graph or trace: its submitter has to prove a node or loses",
+    )
+    _add_claim(doubting)
+    doubting.add_argument("--node", type=int, required=True, help="the node that is impossible, or not to be had")
+    doubting.add_argument("--element", type=int, default=0, help="where it is possible: an element of it (default 0)")
+    doubting.add_argument("--step", type=int, default=0, help="and a step of that element's sum (default 0)")
+    doubting.add_argument("--poll", type=float, default=1.0, help="seconds between two looks (default 1)")
+    doubting.set_defaults(act=_doubt)
+
     replaying = commands.add_parser("replay", help="tell from the contract's events what became of a claim")
     _add_parties(replaying, trace=False)
     replaying.set_defaults(act=_replay)
@@ -115,9 +136,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_parties(parser: argparse.ArgumentParser, *, trace: bool) -> None:
-    parser.add_argument("graph", type=Path, help="file that compile wrote")
+    parser.add_argument("graph", type=_graph_file, help="file that compile wrote")
     if trace:
         parser.add_argument("trace", type=Path, help="file that run wrote")
+    _add_claim(parser)
+
+
+def _add_claim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("claim", type=Path, help="file of the claim: submit writes it, the others read it")
     parser.add_argument("--url", default="http://127.0.0.1:8545", help="the node (default http://127.0.0.1:8545)")
     parser.add_argument("--account", default="0", help="number or address of the node's account (default 0)")
@@ -127,6 +152,22 @@ def _add_parties(parser: argparse.ArgumentParser, *, trace: bool) -> None:
 # --- off the chain -------------------------------------------------------------------------------------------
 
 
+def _models() -> Path | None:
+    """The folder of compiled networks, if there is one."""
+    folder = os.environ.get("AGATHA_MODELS")
+    return Path(folder) if folder else None
+
+
+def _graph_file(name: str) -> Path:
+    """A path, or what goes by that name in $AGATHA_MODELS."""
+    path, folder = Path(name), _models()
+    if not path.exists() and folder is not None:
+        for kept in (folder / name, folder / f"{name}.graph"):
+            if kept.is_file():
+                return kept
+    return path
+
+
 def _compile(given: argparse.Namespace) -> int:
     import torch
 
@@ -134,13 +175,24 @@ def _compile(given: argparse.Namespace) -> int:
 
     if given.samples < 1:
         raise ValueError(f"--samples is {given.samples}, expected at least 1; 32 or more calibrate well")
+    out, folder = given.out, _models()
+    if out is None:
+        if folder is None:
+            raise ValueError("give --out FILE, or set $AGATHA_MODELS to a folder for compiled networks")
+        folder.mkdir(parents=True, exist_ok=True)
+        out = folder / f"{given.network}-{given.profile}{f'-{given.samples}' if given.profile == 'int8' else ''}.graph"
+        if out.is_file():
+            kept = graph.load(out)  # checks its root
+            print(f"{kept}\nroot {kept.root.hex()}")
+            _note(f"{out} was there already")
+            return 0
     shape = (1, 8, 8) if given.network == "digits" else (3, 224, 224)
     network: nn.Module = models.digits_cnn() if given.network == "digits" else models.MODELS[given.network]()
     images: Tensor = models.calibration(given.samples, shape)
     _note(f"compiling {given.network} ({given.profile}); the networks for 224 x 224 take minutes")
     exported = torch.export.export(network, (images[:1],))
     compiled = graph.compile(exported, given.profile, images if given.profile == "int8" else None)
-    compiled.save(given.out)
+    compiled.save(out)
     print(compiled)
     print(f"root {compiled.root.hex()}")
     return 0
@@ -216,12 +268,12 @@ def _submit(given: argparse.Namespace) -> int:
     model, trace = _load(given)
     chain, account = _chain(given)
     if given.deploy:
-        bond = max(evm.ETHER // 10, game.min_bond(model, 10**9)) if given.bond is None else given.bond
-        court = game.deploy(chain, bond=bond, window=given.window, clock=given.clock, sender=account)
+        bond = max(evm.ETHER // 10, min_bond(model, 10**9)) if given.bond is None else given.bond
+        court = courts.deploy(chain, bond=bond, window=given.window, clock=given.clock, sender=account)
         _note(f"deployed at {court.contract.address}")
     else:
         court = _court(chain, given.court)
-    submitter = game.Submitter(court, account, model, trace)
+    submitter = players.Submitter(court, account, model, trace)
     claim = submitter.claim(eager=given.eager)
     # first the file, then the transaction: a claim on the chain that nobody can name could not be defended
     records.save_claim(given.claim, records.Filed(court.contract.address, claim))
@@ -235,17 +287,17 @@ def _watch(given: argparse.Namespace) -> int:
     court, claim, account = _table(given)
     _same_job(given, claim, model, trace)
     if account.lower() == claim.submitter.lower():
-        state = watch.defend(game.Submitter(court, account, model, trace), claim, poll=given.poll, say=_say)
+        state = watch.defend(players.Submitter(court, account, model, trace), claim, poll=given.poll, say=_say)
         print(f"claim {claim.id.hex()}: {state.name.lower()}")
         return 0 if state is watch.State.FINAL else 1
-    return _played(watch.contest(game.Challenger(court, account, model, trace), claim, poll=given.poll, say=_say))
+    return _played(watch.contest(players.Challenger(court, account, model, trace), claim, poll=given.poll, say=_say))
 
 
 def _challenge(given: argparse.Namespace) -> int:
     model, trace = _load(given)
     court, claim, account = _table(given)
     _same_job(given, claim, model, trace)
-    challenger = game.Challenger(court, account, model, trace)
+    challenger = players.Challenger(court, account, model, trace)
     if given.theirs is not None:
         announced, proved = challenger.fraud_proof(claim, records.load_trace(given.theirs, model))
         print(f"claim {claim.id.hex()}: void ({announced.gas + proved.gas} gas)")
@@ -258,6 +310,19 @@ def _challenge(given: argparse.Namespace) -> int:
     return _played(watch.contest(challenger, claim, poll=given.poll, say=_say))
 
 
+def _doubt(given: argparse.Namespace) -> int:
+    court, claim, account = _table(given)
+    if min(given.node, given.element, given.step) < 0 or given.node >= claim.job.nodes:
+        raise ValueError(
+            f"--node {given.node} --element {given.element} --step {given.step}: the claim is about "
+            f"{claim.job.nodes} nodes, numbers start at 0"
+        )
+    doubter = players.Doubter(court, account, given.node, given.element, given.step)
+    receipt = doubter.challenge(claim)
+    _say(f"challenge: {claim.id.hex()} ({receipt.gas} gas)")
+    return _played(watch.contest(doubter, claim, poll=given.poll, say=_say))
+
+
 def _replay(given: argparse.Namespace) -> int:
     from systems.agatha import graph
 
@@ -268,9 +333,8 @@ def _replay(given: argparse.Namespace) -> int:
     for line in watch.story(court, claim):
         print(line)
     print(f"claim {claim.id.hex()}: {watch.state_of(court, claim)[0].name.lower()}")
-    for (about, _), found in game.replay(court.events(), model).items():
-        if about == claim.id:
-            print(watch.outcome(found))
+    for found in game.replay(court.events(), claim).values():
+        print(watch.outcome(found))
     return 0
 
 
@@ -296,18 +360,18 @@ def _chain(given: argparse.Namespace) -> tuple[evm.Chain, str]:
     )
 
 
-def _court(chain: evm.Chain, address: str) -> game.Court:
+def _court(chain: evm.Chain, address: str) -> courts.Court:
     from eth_abi.exceptions import DecodingError
 
-    court = game.court_at(chain, address)
+    court = courts.court_at(chain, address)
     try:
         _ = court.bond
-    except (DecodingError, game.Reverted, evm.Reverted) as error:
+    except (DecodingError, Reverted, evm.Reverted) as error:
         raise ProofError(f"no court stands at {address} on this chain: is this the node of the claim?") from error
     return court
 
 
-def _table(given: argparse.Namespace) -> tuple[game.Court, game.Claim, str]:
+def _table(given: argparse.Namespace) -> tuple[courts.Court, game.Claim, str]:
     filed = records.load_claim(given.claim)
     chain, account = _chain(given)
     return _court(chain, filed.court), filed.claim, account

@@ -14,8 +14,10 @@ from typing import Any
 from systems import evm
 from systems.agatha.arbiter import Node
 from systems.agatha.commit import Model, Trace
+from systems.agatha.court import Court
 from systems.agatha.descriptor import LEAF_BYTES, NotYourMove
-from systems.agatha.game import Challenger, Claim, Court, Game, Submitter
+from systems.agatha.game import Claim, Game
+from systems.agatha.players import Challenger, Submitter
 
 
 def changed(model: Model, tensors: Sequence[bytes], node: int, element: int, by: int = 1, *, onward: bool) -> Trace:
@@ -146,7 +148,7 @@ class GarbageSubmitter(Submitter):
         self.after -= 1
         if self.after >= 0:
             return super().move(claim, challenger)
-        name, args = self.next_move(claim, self.court.game(self.model, claim.id, challenger))
+        name, args = self.next_move(claim, self.court.game(claim, challenger))
         return name, send_garbage(self.court, self.account, name, args, self.seed)
 
 
@@ -161,7 +163,7 @@ class GarbageChallenger(Challenger):
         self.after -= 1
         if self.after >= 0:
             return super().move(claim)
-        name, args = self.next_move(claim, self.court.game(self.model, claim.id, self.account))
+        name, args = self.next_move(claim, self.court.game(claim, self.account))
         return name, send_garbage(self.court, self.account, name, args, self.seed)
 
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 
 import sha3
 
-from systems.agatha.descriptor import LEAF_BYTES, Descriptor, DescriptorError, Op, ProofError
+from systems.agatha.descriptor import (
+    CONVOLUTIONS,
+    EPILOGUE_BYTES,
+    LEAF_BYTES,
+    Descriptor,
+    DescriptorError,
+    Op,
+    ProofError,
+    check_node,
+)
 
 HASH_BYTES = 32
 
@@ -171,13 +180,8 @@ class Model:
         if not self.descriptors or len({len(self.descriptors), len(self.weights), len(self.epilogues)}) != 1:
             raise DescriptorError("a model has at least one node, and as many weights and epilogues as nodes")
         for i, node in enumerate(self.descriptors):
-            if (node.op is Op.INPUT) != (i == 0):
-                raise DescriptorError(f"node {i} is {node.op.name}: node 0, and no other, is the input")
-            node.checked()
-            if i and not 0 <= min(node.input_a, node.input_b) <= max(node.input_a, node.input_b) < i:
-                raise DescriptorError(
-                    f"node {i} reads node {max(node.input_a, node.input_b)}, which does not come before it"
-                )
+            check_node(self.descriptors, i)
+            _check_sizes(node, i, len(self.weights[i]), len(self.epilogues[i]))
             if self.weights[i] and self.weight_tree(i).root != node.weight_root:
                 raise ProofError(f"node {i}: its weights do not hash to its weight_root")
             if self.epilogues[i] and Tree.over(self.epilogues[i]).root != node.epilogue_root:
@@ -206,6 +210,36 @@ class Model:
     def job(self, input_root: bytes) -> Job:
         """The job of running this model on the input behind `input_root`."""
         return Job(self.root, len(self.descriptors), input_root)
+
+
+def _check_sizes(node: Descriptor, i: int, weights: int, epilogue: int) -> None:
+    """Raises DescriptorError where bytes are there, but not as many as the node reads."""
+    if node.op in CONVOLUTIONS:
+        expected = (node.c_out * node.taps * node.profile.width, EPILOGUE_BYTES * node.c_out)
+    else:
+        expected = (LEAF_BYTES if node.op is Op.LUT else 0, 0)
+    for what, size, right in (("weights", weights, expected[0]), ("epilogue", epilogue, expected[1])):
+        if size not in {0, right}:
+            raise DescriptorError(f"node {i} ({node.op.name}) has {size} bytes of {what}, expected {right}")
+
+
+@dataclass(frozen=True)
+class UncheckedModel(Model):
+    """A model as somebody committed it, which may be impossible. `fault` says where; a `Doubter` wins there."""
+
+    def __post_init__(self) -> None:
+        """Checks nothing."""
+
+    @property
+    def fault(self) -> tuple[int, str] | None:
+        """The first node that nobody can defend, and why; None where a `Model` can be made of this."""
+        for i in range(len(self.descriptors)):
+            try:
+                check_node(self.descriptors, i)
+                _check_sizes(self.descriptors[i], i, len(self.weights[i]), len(self.epilogues[i]))
+            except DescriptorError as error:
+                return i, str(error)
+        return None
 
 
 class Trace:

@@ -46,6 +46,7 @@ passes through it. `broadcast` says that `b` of `ADD` or `MUL` is one `(1, 1, c_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
@@ -210,6 +211,17 @@ class Descriptor:
         """Partial sums behind one element, each over one chunk of one run."""
         return self.runs * -(-self.run // self.chunk)
 
+    @property
+    def elements_of_b(self) -> int:
+        """Elements that input b must have; 0 where it is not read."""
+        if self.op is Op.MATMUL:
+            return self.c_out * self.c_in
+        if self.op is Op.CONCAT:
+            return self.h * self.w * (self.c_out - self.c_in)
+        if self.op in {Op.ADD, Op.MUL}:
+            return self.c_out if self.broadcast else self.elements
+        return self.elements if self.op in CONVOLUTIONS and self.residual else 0
+
     def encode(self) -> bytes:
         """The ABI encoding, 28 words of 32 bytes: what a leaf of the model's tree holds."""
         words = []
@@ -306,6 +318,28 @@ class Descriptor:
                 raise DescriptorError(f"CONCAT: {inside} does not fit into {(self.h_out, self.w_out, self.c_out)}")
         elif inside != (self.h_out, self.w_out, self.c_out):
             raise DescriptorError(f"{self.op.name}: input {inside} and output must have the same shape")
+
+
+def check_node(nodes: Sequence[Descriptor], i: int) -> None:
+    """Raises DescriptorError where node i contradicts itself, or reads what is not there.
+
+    It may read nodes before it alone, of its own profile, and as many elements of them as they have. The contract
+    asks the same of a submitter whose node is doubted (`Arbiter.described`).
+    """
+    node = nodes[i]
+    if (node.op is Op.INPUT) != (i == 0):
+        raise DescriptorError(f"node {i} is {node.op.name}: node 0, and no other, is the input")
+    node.checked()
+    if i == 0:
+        return
+    if not 0 <= min(node.input_a, node.input_b) <= max(node.input_a, node.input_b) < i:
+        raise DescriptorError(f"node {i} reads node {max(node.input_a, node.input_b)}, which does not come before it")
+    for j, read in ((node.input_a, node.h * node.w * node.c_in), (node.input_b, node.elements_of_b)):
+        if read and (nodes[j].elements != read or nodes[j].profile is not node.profile):
+            raise DescriptorError(
+                f"node {i} ({node.op.name}) reads {read} elements ({node.profile.name}) of node {j}, which has "
+                f"{nodes[j].elements} ({nodes[j].profile.name})"
+            )
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from enum import IntEnum
 from functools import partial
 
 from systems import evm
+from systems.agatha.court import Court
 from systems.agatha.descriptor import NotYourMove, Reverted
-from systems.agatha.game import Challenger, Claim, Court, Game, Phase, Submitter, replay
+from systems.agatha.game import Claim, Game, Phase, replay
+from systems.agatha.players import Challenger, Doubter, Submitter
 
 __all__ = ["State", "contest", "defend", "outcome", "state_of", "story"]
 
@@ -65,8 +67,7 @@ def defend(submitter: Submitter, claim: Claim, *, poll: float = 1.0, say: Say = 
             raise NotYourMove(f"the contract at {court.contract.address} knows no claim {claim.id.hex()}")
         if state is not State.PENDING:
             break
-        games = [game for (about, _), game in replay(court.events(), submitter.model).items() if about == claim.id]
-        running = [game for game in games if not game.phase.over]
+        running = [game for game in replay(court.events(), claim).values() if not game.phase.over]
         moved = False
         for game in running:
             if game.phase.submitter_moves:
@@ -87,7 +88,7 @@ def defend(submitter: Submitter, claim: Claim, *, poll: float = 1.0, say: Say = 
     return state
 
 
-def contest(challenger: Challenger, claim: Claim, *, poll: float = 1.0, say: Say = print) -> Game:
+def contest(challenger: Challenger | Doubter, claim: Claim, *, poll: float = 1.0, say: Say = print) -> Game:
     """Play the game that a challenger has opened until it is decided: the game; looks every `poll` seconds.
 
     Ends it when the submitter has run out of time, leaves it when the claim fell in another game, and withdraws what
@@ -95,7 +96,7 @@ def contest(challenger: Challenger, claim: Claim, *, poll: float = 1.0, say: Say
     """
     court, clock = challenger.court, _Clock(challenger.court)
     while True:
-        game = court.game(challenger.model, claim.id, challenger.account)
+        game = court.game(claim, challenger.account)
         if game.phase.over:
             break
         if state_of(court, claim)[0] is State.VOID:
@@ -151,7 +152,9 @@ def _withdraw(court: Court, account: str, say: Say) -> None:
 _DETAILS = {
     "Posted": ("trace",),
     "Picked": ("child",),
-    "NodePicked": ("node",),
+    "NodePicked": ("node", "size"),
+    "Doubted": ("node",),
+    "Demanded": ("step",),
     "ElementPicked": ("element",),
     "Arbitrated": ("node", "element", "step", "found", "claimed"),
     "Settled": ("winner", "reward", "burned"),

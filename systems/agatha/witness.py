@@ -6,7 +6,7 @@ belongs: the contract derives every position from the descriptor, and a witness 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from systems.agatha.arbiter import Node, pieces
 from systems.agatha.commit import Model, Trace, Tree
@@ -14,11 +14,15 @@ from systems.agatha.descriptor import (
     CONVOLUTIONS,
     EPILOGUE_BYTES,
     LEAF_BYTES,
+    POOLS,
     PRODUCTS,
     Descriptor,
     Op,
     Profile,
 )
+
+GAS_OF_A_ROUND = 90_000
+"""About what picking an element and posting its sums costs: elements that cost less are arbitrated as a whole."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +141,15 @@ def gas_of_whole(d: Descriptor) -> int:
     data = read + d.runs * (per_run if d.op in PRODUCTS else per_run - LEAF_BYTES)
     arithmetic = 2_300 if d.profile is Profile.IEEE32 and d.op is not Op.MAXPOOL else 40
     return max(40 * data, 16 * data + arithmetic * d.taps)
+
+
+def one_step(d: Descriptor) -> Descriptor:
+    """A node whose elements cost about what one step of `d` costs."""
+    if d.op in POOLS:
+        return replace(d, kh=1, kw=1)
+    return replace(d, kh=1, kw=1, groups=1, c_in=min(d.run, d.chunk))
+
+
+def cheaper_whole(d: Descriptor) -> bool:
+    """Whether an element of a node is cheaper to arbitrate as a whole than by a step of its sum."""
+    return gas_of_whole(d) < GAS_OF_A_ROUND + gas_of_whole(one_step(d))

@@ -165,6 +165,48 @@ def check(d: Descriptor, node: uint256) -> bool:
     return True
 
 
+@external
+@view
+def described(
+    d: Descriptor, a: Descriptor, b: Descriptor, context: Context, node: uint256, witness: Bytes[4096]
+) -> bool:
+    """
+    @notice True where a node is in the model, possible, and reads as many elements of the nodes a and b before it as
+            they have; reverts otherwise. Node 0 reads nothing.
+    @param witness The siblings of the node's descriptor; then, but for node 0, those of a's and of b's.
+    """
+    at: uint256 = numbers.word(4 + 32 * 89) + 36
+    last: uint256 = at + len(witness)
+    at = self._described(d, node, context, at)
+    self._possible(d, node)
+    if node > 0:
+        at = self._described(a, d.input_a, context, at)
+        at = self._described(b, d.input_b, context, at)
+        assert a.profile == d.profile, "impossible node: profile"
+        assert a.h_out * a.w_out * a.c_out == d.h * d.w * d.c_in, "impossible node: size of input a"
+        read: uint256 = self._read_of_b(d)
+        if read > 0:
+            assert b.profile == d.profile, "impossible node: profile"
+            assert b.h_out * b.w_out * b.c_out == read, "impossible node: size of input b"
+    assert at == last, "the witness is too short or too long"
+    return True
+
+
+@internal
+@pure
+def _read_of_b(d: Descriptor) -> uint256:
+    """@notice Elements of input b, 0 where it is not read."""
+    if d.op == MATMUL:
+        return d.c_out * d.c_in
+    if d.op == CONCAT:
+        return d.h * d.w * (d.c_out - d.c_in)
+    if d.op == ADD or d.op == MUL:
+        return d.c_out if d.broadcast == 1 else d.h * d.w * d.c_out
+    if (d.op == CONV or d.op == LINEAR) and d.residual == 1:
+        return d.h_out * d.w_out * d.c_out
+    return 0
+
+
 @internal
 @pure
 def _possible(d: Descriptor, node: uint256):

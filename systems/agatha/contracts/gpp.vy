@@ -3,6 +3,8 @@
 @title Graph-based pinpoint protocol: bonded claims on the outputs of neural networks, and games about them
 @notice A claim stands unless someone challenges it within its window. A game narrows a dispute over the graph to one
         step of one element of one node, which the contract computes itself. Nothing is trusted but roots.
+        Whoever claims must be able to show what it claims about: a challenger that cannot prove a node wrong, because
+        the node is impossible or its bytes are hidden, asks the submitter to describe it and to prove one of its steps.
 @dev A claim is named by the hash of what it says, a game by the hash of claim and challenger: neither is stored. A
      game lives in three words: its state, the root in focus, and the hash of the context that all proofs start from.
      A burned half of a bond stays here, out of everyone's reach.
@@ -31,9 +33,11 @@ REVEAL: constant(uint256) = 3  # the submitter reveals the children of the focus
 ELEMENT: constant(uint256) = 4  # the challenger picks an element, or has it arbitrated
 SUM: constant(uint256) = 5  # the submitter posts the partial sums behind the element
 STEP: constant(uint256) = 6  # the challenger has one step arbitrated
-WON: constant(uint256) = 7  # by the challenger
-LOST: constant(uint256) = 8  # by the challenger
-LEFT: constant(uint256) = 9  # the claim fell in another game
+DESCRIBE: constant(uint256) = 7  # the submitter shows the descriptor of a node, and that it is a possible one
+PROVE: constant(uint256) = 8  # the submitter proves one step right
+WON: constant(uint256) = 9  # by the challenger
+LOST: constant(uint256) = 10  # by the challenger
+LEFT: constant(uint256) = 11  # the claim fell in another game
 
 
 struct Descriptor:
@@ -83,6 +87,9 @@ struct Window:
 
 interface Arbiter:
     def check(d: Descriptor, node: uint256) -> bool: pure
+    def described(
+        d: Descriptor, a: Descriptor, b: Descriptor, context: Context, node: uint256, witness: Bytes[4096]
+    ) -> bool: view
     def element(
         d: Descriptor, context: Context, node: uint256, window: Window, element: uint256, witness: Bytes[MAX_WITNESS]
     ) -> (int256, int256): view
@@ -110,6 +117,8 @@ struct Game:
     size: uint256  # bytes of the node's output; in the trace: nodes
     element: uint256
     width: uint256  # bytes of an element
+    step: uint256  # that the submitter must prove
+    steps: uint256  # partial sums that it posted
 
 
 event Claimed:
@@ -155,6 +164,7 @@ event NodePicked:
     claim: indexed(bytes32)
     challenger: indexed(address)
     node: uint256
+    size: uint256  # bytes of its output
 
 
 event ElementPicked:
@@ -196,6 +206,18 @@ event Collected:
     claim: indexed(bytes32)
     job: indexed(bytes32)
     output_root: bytes32
+
+
+event Doubted:
+    claim: indexed(bytes32)
+    challenger: indexed(address)
+    node: uint256
+
+
+event Demanded:
+    claim: indexed(bytes32)
+    challenger: indexed(address)
+    step: uint256
 
 
 event Announced:
@@ -322,7 +344,9 @@ def _unpack(word: uint256) -> Game:
         index=(word >> 128) & (2**32 - 1),
         size=(word >> 160) & (2**32 - 1),
         element=(word >> 192) & (2**32 - 1),
-        width=word >> 224,
+        width=(word >> 224) & 255,
+        step=(word >> 232) & (2**12 - 1),
+        steps=word >> 244,
     )
 
 
@@ -341,13 +365,15 @@ def _pack(g: Game) -> uint256:
         | (g.size << 160)
         | (g.element << 192)
         | (g.width << 224)
+        | (g.step << 232)
+        | (g.steps << 244)
     )
 
 
 @internal
 @pure
 def _submitter_moves(phase: uint256) -> bool:
-    return phase == POST or phase == REVEAL or phase == SUM
+    return phase == POST or phase == REVEAL or phase == SUM or phase == DESCRIBE or phase == PROVE
 
 
 @internal
@@ -558,22 +584,74 @@ def pick_node(
     at = self._described(d, g.index, context, at)
     assert at == last, "the witness is too short or too long"
     assert staticcall ARBITER.check(d, g.index), "impossible node"
-    log NodePicked(claim=claim, challenger=msg.sender, node=g.index)
-    g.node = g.index
     if d.op == INPUT:
         assert root != context.input_root, "the input is right"
-        log Arbitrated(
-            claim=claim, challenger=msg.sender, node=g.node, element=0, step=0, found=0, claimed=0
-        )
-        self._settle(claim, game, msg.sender, g, True)
-        return
-    g.inside = 1
-    g.index = 0
+    self.focus[game] = root
+    self._enter(claim, game, msg.sender, g, d, True)
+
+
+@internal
+def _enter(claim: bytes32, game: bytes32, challenger: address, before: Game, d: Descriptor, input_wrong: bool):
+    """@notice Go on inside the output of the node at the focus; the input is settled here, it has nothing inside."""
+    g: Game = before
+    g.node = g.index
     g.width = 1 if d.profile == 0 else 4
     g.size = d.h_out * d.w_out * d.c_out * g.width
+    log NodePicked(claim=claim, challenger=challenger, node=g.node, size=g.size)
+    if d.op == INPUT:
+        log Arbitrated(
+            claim=claim, challenger=challenger, node=g.node, element=0, step=MAX_STEPS, found=0, claimed=0
+        )
+        self._settle(claim, game, challenger, g, input_wrong)
+        return
+    g.phase = REVEAL
+    g.inside = 1
+    g.index = 0
     g.depth = merkle.depth_of(merkle.leaves_of(g.size))
     self.games[game] = self._pack(g)
+
+
+@external
+def doubt(claim: bytes32, child: uint256, root: bytes32, witness: Bytes[1024]):
+    """
+    @notice The challenger picks a node without its descriptor: the submitter has to show it. For a node that is
+            impossible, or that nobody else knows. Witness: the siblings of its root below the focus.
+    """
+    game: bytes32 = self._game_id(claim, msg.sender)
+    g: Game = self._turn(claim, game, PICK, False)
+    assert g.inside == 0, "not this move now"
+    at: uint256 = self._word(4 + 32 * 3) + 36
+    last: uint256 = at + len(witness)
+    g, at = self._picked(g, game, child, root, at)
+    assert g.depth == 0, "pick a child by pick"
+    assert at == last, "the witness is too short or too long"
+    g.phase = DESCRIBE
+    self.games[game] = self._pack(g)
     self.focus[game] = root
+    log Doubted(claim=claim, challenger=msg.sender, node=g.index)
+
+
+@external
+def describe(
+    claim: bytes32,
+    challenger: address,
+    context: Context,
+    d: Descriptor,
+    a: Descriptor,
+    b: Descriptor,
+    witness: Bytes[4096],
+):
+    """
+    @notice The submitter shows a doubted node: that it is possible, and that the outputs of the nodes a and b that it
+            reads have the sizes that it reads. The game goes on inside it. Witness: see Arbiter.described.
+    """
+    game: bytes32 = self._game_id(claim, challenger)
+    g: Game = self._turn(claim, game, DESCRIBE, True)
+    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
+    assert staticcall ARBITER.described(d, a, b, context, g.index, witness), "impossible node"
+    if d.op == INPUT:
+        assert self.focus[game] == context.input_root, "the input is wrong"
+    self._enter(claim, game, challenger, g, d, False)
 
 
 @external
@@ -628,6 +706,7 @@ def post_sums(claim: bytes32, challenger: address, sums: Bytes[MAX_SUMS]):
     game: bytes32 = self._game_id(claim, challenger)
     g: Game = self._turn(claim, game, SUM, True)
     g.phase = STEP
+    g.steps = len(sums) // 4
     self.games[game] = self._pack(g)
     self.focus[game] = keccak256(abi_encode(self.focus[game], keccak256(sums)))
     log Summed(claim=claim, challenger=challenger, sums=sums)
@@ -650,6 +729,24 @@ def arbitrate(claim: bytes32, element: uint256, context: Context, d: Descriptor,
     self._settle(claim, game, msg.sender, g, found != claimed)
 
 
+@internal
+@view
+def _stepped(
+    game: bytes32,
+    g: Game,
+    step: uint256,
+    opened: bytes32,
+    sums: Bytes[MAX_SUMS],
+    context: Context,
+    d: Descriptor,
+    witness: Bytes[MAX_WITNESS],
+) -> (int256, int256):
+    """@notice What a step leads to as the arbiter computes it, and as the submitter claims it."""
+    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
+    assert self.focus[game] == keccak256(abi_encode(opened, keccak256(sums))), "not the posted sums"
+    return staticcall ARBITER.step(d, context, g.node, self._window(g, opened), g.element, step, sums, witness)
+
+
 @external
 def arbitrate_step(
     claim: bytes32,
@@ -666,17 +763,48 @@ def arbitrate_step(
     """
     game: bytes32 = self._game_id(claim, msg.sender)
     g: Game = self._turn(claim, game, STEP, False)
-    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
-    assert self.focus[game] == keccak256(abi_encode(opened, keccak256(sums))), "not the posted sums"
     found: int256 = 0
     claimed: int256 = 0
-    found, claimed = staticcall ARBITER.step(
-        d, context, g.node, self._window(g, opened), g.element, step, sums, witness
-    )
+    found, claimed = self._stepped(game, g, step, opened, sums, context, d, witness)
     log Arbitrated(
         claim=claim, challenger=msg.sender, node=g.node, element=g.element, step=step, found=found, claimed=claimed
     )
     self._settle(claim, game, msg.sender, g, found != claimed)
+
+
+@external
+def demand(claim: bytes32, step: uint256):
+    """@notice The challenger has the submitter prove a step: it lacks the bytes to show that it is wrong."""
+    game: bytes32 = self._game_id(claim, msg.sender)
+    g: Game = self._turn(claim, game, STEP, False)
+    assert step <= g.steps, "step out of range"
+    g.step = step
+    g.phase = PROVE
+    self.games[game] = self._pack(g)
+    log Demanded(claim=claim, challenger=msg.sender, step=step)
+
+
+@external
+def prove(
+    claim: bytes32,
+    challenger: address,
+    opened: bytes32,
+    sums: Bytes[MAX_SUMS],
+    context: Context,
+    d: Descriptor,
+    witness: Bytes[MAX_WITNESS],
+):
+    """@notice The submitter has the demanded step arbitrated, and wins where it is right. See arbitrate_step."""
+    game: bytes32 = self._game_id(claim, challenger)
+    g: Game = self._turn(claim, game, PROVE, True)
+    found: int256 = 0
+    claimed: int256 = 0
+    found, claimed = self._stepped(game, g, g.step, opened, sums, context, d, witness)
+    assert found == claimed, "the step is wrong"
+    log Arbitrated(
+        claim=claim, challenger=challenger, node=g.node, element=g.element, step=g.step, found=found, claimed=claimed
+    )
+    self._settle(claim, game, challenger, g, False)
 
 
 @external
