@@ -379,9 +379,22 @@ class RevmChain(Chain):
     def _create(self, code: bytes, sender: str, value: int) -> str:
         self._step(1)
         try:
-            return str(self._evm.deploy(sender, code, value=value))
+            address = str(self._evm.deploy(sender, code, value=value))
         except RuntimeError as error:
             raise self._refused(error) from error
+        self._logged()
+        return address
+
+    def _logged(self) -> tuple[int, list[_Log]]:
+        """Gas and logs of the call that was just made; the logs are kept."""
+        result = self._evm.result
+        assert result is not None  # after a call there is one
+        logs = [
+            _Log(log.address, tuple(bytes(topic) for topic in log.data[0]), bytes(log.data[1]), self._number)
+            for log in result.logs
+        ]
+        self._history += logs
+        return result.gas_used, logs
 
     def _call(self, to: str, data: bytes, sender: str, value: int, static: bool) -> bytes:
         try:
@@ -400,14 +413,8 @@ class RevmChain(Chain):
     def _transact(self, to: str, data: bytes, sender: str, value: int) -> tuple[int, int, int, int, list[_Log]]:
         self._step(1)
         self._call(to, data, sender, value, static=False)
-        result = self._evm.result
-        assert result is not None  # after a call there is one
-        logs = [
-            _Log(log.address, tuple(bytes(topic) for topic in log.data[0]), bytes(log.data[1]), self._number)
-            for log in result.logs
-        ]
-        self._history += logs
-        return result.gas_used, 0, self._number, self._time, logs
+        gas, logs = self._logged()
+        return gas, 0, self._number, self._time, logs
 
     def _read(self, to: str, data: bytes, sender: str) -> bytes:
         return self._call(to, data, sender, 0, static=True)

@@ -10,12 +10,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from suites.agatha.test_graph import CASES, IMAGE, SHAPES, compiled, randomised
 from systems.agatha import graph as graphs
-from systems.agatha import ieee, integer, models, reference, trials, xce
+from systems.agatha import ieee, int8, integer, models, reference, trials, xce
 from systems.agatha.descriptor import InconsistentBackend, Op, Profile
 from systems.agatha.graph import Node, Scale
 
@@ -263,7 +263,7 @@ def mobile(request):
     return graph, xce.encode(graph, models.calibration(19, (3, 40, 40), seed=9))
 
 
-@pytest.mark.parametrize("backend", ["onednn", "carrier", "native"])
+@pytest.mark.parametrize("backend", ["native", "onednn", "carrier"])
 def test_threads_batches_and_layouts_do_not_change_a_bit(mobile, backend):
     graph, x = mobile
     if backend not in xce.backends(graph.profile):
@@ -283,12 +283,12 @@ def test_threads_batches_and_layouts_do_not_change_a_bit(mobile, backend):
 SCRIPT = """
 import json, sys, torch
 from systems.agatha import graph, xce
-backend, path, native = sys.argv[1:4]
+path, *backends = sys.argv[1:]
 g = graph.load(path)
 x = xce.encode(g, torch.load(path + ".x"))
 torch.manual_seed(0)
 conv = torch.nn.functional.conv2d(torch.randn(1, 64, 14, 14), torch.randn(64, 64, 3, 3), padding=1)
-print(json.dumps([xce.digest(xce.run(g, x, backend)).hex(), xce.digest(conv.numpy()).hex()]))
+print(json.dumps([[xce.digest(xce.run(g, x, backend)).hex() for backend in backends], xce.digest(conv.numpy()).hex()]))
 """
 
 
@@ -303,14 +303,14 @@ def test_digest_across_instruction_sets(mobile, tmp_path):
         rows = rows[::3]  # oneDNN's limit does not reach our kernel; its own matrix is the next test
     running = []
     for isa, aten, threads in rows:
-        for backend in backends(graph.profile):
-            settings = {"ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": aten, "OMP_NUM_THREADS": str(threads)}
-            environment = os.environ | {key: value for key, value in settings.items() if value}
-            command = [sys.executable, "-c", SCRIPT, backend, str(path), ""]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            running.append(json.loads(done.stdout))
-    assert len({ours for ours, _ in running}) == 1
+        settings = {"ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": aten, "OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | {key: value for key, value in settings.items() if value}
+        command = [sys.executable, "-c", SCRIPT, str(path), *backends(graph.profile)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        running.append(json.loads(done.stdout))
+    assert len({digest for ours, _ in running for digest in ours}) == 1
+    assert all(len(ours) == len(backends(graph.profile)) for ours, _ in running)
     print(f"native float32 gave {len({native for _, native in running})} digests in {len(running)} runs")
 
 
@@ -338,6 +338,97 @@ def test_the_native_kernel_gives_one_digest_however_it_is_compiled(isa, monkeypa
     for graph, x in trials.trials(Profile.IEEE32, np.random.default_rng(3)):
         expected = [xce.digest(value) for value in reference.outputs(graph, x)]
         assert [xce.digest(value.copy()) for value in ieee.Executor(graph).outputs(x)] == expected
+
+
+INT8_FLAGS = {
+    "avx512 with vnni": ("-mavx512f -mavx512bw -mavx512vl -mavx512vnni", "avx512_vnni", 16),
+    "avx2": ("-mavx2 -mfma", "avx2", 8),
+    "plain": ("", "", 0),
+}
+
+
+def int8_library(isa):
+    """The kernels compiled for an instruction set, as `int8` binds them; None where they offer nothing for it."""
+    from systems import native
+
+    flags, feature, lanes = INT8_FLAGS[isa]
+    if feature and feature not in ieee.Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this CPU has no {feature}")
+    if not ieee.available():
+        pytest.skip("no compiler")
+    source = ieee.Path(int8.__file__).with_name("int8_conv.cpp")
+    name = f"int8_{isa.replace(' ', '_')}"
+    library = int8.bind(ctypes.CDLL(str(native.build(source, flags=flags.split(), tuned=False, name=name))))
+    assert (0 if library is None else library.agatha_int8_lanes()) == lanes
+    return library
+
+
+@pytest.mark.parametrize("isa", INT8_FLAGS)
+def test_the_int8_kernels_give_one_digest_however_they_are_compiled(isa, monkeypatch):
+    library = int8_library(isa)
+    monkeypatch.setattr(int8, "_library", lambda: library)
+    for graph, x in trials.trials(Profile.INT8, np.random.default_rng(5)):
+        expected = [xce.digest(value) for value in reference.outputs(graph, x)]
+        executor = integer.Executor(graph, onednn=False, own=True)
+        assert [xce.digest(value.clone()) for value in executor.outputs(torch.from_numpy(x))] == expected
+
+
+@st.composite
+def own_cases(draw):
+    """What the int8 kernels take themselves, with every tail: of channels, of pixels, of a vector, of the window."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    depthwise, residual = draw(st.booleans()), draw(st.booleans())
+    h, w = draw(st.integers(1, 12)), draw(st.integers(1, 19))
+    extreme = draw(st.sampled_from([None, 64, -64]))
+    zero_x, zero_y, zero_r = (draw(st.sampled_from([0, 128])) for _ in range(3))
+    stride = draw(st.integers(1, 3))
+    if depthwise:
+        c = c_out = draw(st.integers(2, 150))
+        pad = draw(st.integers(0, 3))
+        kernel, groups = (3, 3), c
+    else:
+        c, c_out = 4 * draw(st.integers(1, 40)), draw(st.integers(1, 150))
+        pad, kernel, groups = 0, (1, 1), 1
+    assume(min(h, w) + 2 * pad >= kernel[0])
+    out = tuple((size + 2 * pad - kernel[0]) // stride + 1 for size in (h, w))
+    weight = random.integers(-64, 65, (c_out, *kernel, c // groups))
+    lo = draw(st.integers(0, 255))
+    node = Node(
+        Op.CONV, (0, 1) if residual and not depthwise else (0,), (*out, c_out), (h, w, c), kernel, stride, pad,
+        groups=groups, weight=(weight if extreme is None else np.full_like(weight, extreme)).astype(np.int8),
+        bias=random.integers(-(1 << 17), 1 << 17, c_out).astype(np.int32),
+        shifts=random.integers(-8, 16, c_out).astype(np.int8), residual_shift=draw(st.integers(0, 8)),
+        lo=lo, hi=draw(st.integers(lo, 255)), scale=Scale(zero_y),
+    )  # fmt: skip
+    n = draw(st.integers(1, 3))
+    x = random.integers(0, 256, (n, h, w, c)).astype(np.uint8)
+    if draw(st.booleans()):
+        x[:] = 255
+    return node, [zero_x, zero_r], x, random.integers(0, 256, (n, *node.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("isa", ["avx512 with vnni", "avx2"])
+def test_the_int8_kernels_are_exact(isa):
+    """Against int64 in numpy, whatever the shape; also where a sum is far outside what float32 holds."""
+    library = int8_library(isa)
+
+    @settings(max_examples=150)
+    @given(own_cases(), st.integers(1, 3))
+    def compare(case, threads):
+        node, zeros, x, residual = case
+        bound = graphs.accumulator_bound(node, zeros[0])
+        assume(not graphs.inexact(bound, node.bias, node.shifts, node.residual_shift if node.residual else None).any())
+        torch.set_num_threads(threads)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(int8, "_library", lambda: library)
+            step = int8.step(node, zeros)
+        assert step is not None
+        operands = [x, residual] if node.residual else [x]
+        got = step(*(torch.from_numpy(value).permute(0, 3, 1, 2) for value in operands)).permute(0, 2, 3, 1).numpy()
+        expected = reference._integer(node, zeros[: len(operands)], operands)
+        assert np.array_equal(got, expected)
+
+    compare()
 
 
 # --- the fused multiply-add

@@ -141,7 +141,7 @@ def _depthwise(library: ctypes.CDLL, node: Node, zero_x: int) -> Callable[..., T
         np.ascontiguousarray(_padded(values, block).reshape(-1, lanes // 4, 4, 4).transpose(0, 2, 1, 3))
         for values in _epilogue(node, zero_x)
     )
-    taps = np.zeros((len(_padded(node.bias, block)), 3, 4), np.int8)  # (channel, column, row and a zero)
+    taps = np.zeros((-(-c // block) * block, 3, 4), np.int8)  # (channel, column, row and a zero)
     taps[:c, :, :3] = node.weight.reshape(c, 3, 3).transpose(0, 2, 1)
     weight = np.ascontiguousarray(taps.reshape(-1, lanes // 4, 4, 4, 3, 4).transpose(0, 4, 2, 1, 3, 5))
     fixed: dict[str, Any] = _bounds(node) | {

@@ -20,7 +20,11 @@ static inline V load(const void* p) { return _mm512_loadu_si512(p); }
 static inline V all8(uint8_t v) { return _mm512_set1_epi8((char)v); }
 static inline V all32(int32_t v) { return _mm512_set1_epi32(v); }
 static inline F all(float v) { return _mm512_set1_ps(v); }
-static inline V dot(V acc, V a, V b) { return _mm512_dpbusd_epi32(acc, a, b); }
+static inline V dot(V acc, V a, V b) {
+    // As _mm512_dpbusd_epi32; GCC 12 keeps the accumulators of that one on the stack.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
 static inline V add(V a, V b) { return _mm512_add_epi32(a, b); }
 static inline F to_float(V v) { return _mm512_cvtepi32_ps(v); }
 static inline V to_int(F v) { return _mm512_cvtps_epi32(v); }  // to nearest even
@@ -31,6 +35,22 @@ static inline F load_floats(const float* p) { return _mm512_loadu_ps(p); }
 static inline V widen(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 static inline void narrow(uint8_t* p, V v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
 static inline void store(void* p, V v) { _mm512_storeu_si512(p, v); }
+static inline V load_some(const uint8_t* p, int bytes) {
+    return _mm512_maskz_loadu_epi8(bytes < B ? (1ull << bytes) - 1 : ~0ull, p);
+}
+static inline void store_some(uint8_t* p, V v, int bytes) {
+    if (bytes >= 32) {
+        _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(v));
+        if (bytes == 32) return;
+        p += 32, bytes -= 32, v = _mm512_castsi256_si512(_mm512_extracti64x4_epi64(v, 1));
+    }
+    if (bytes >= 16) {
+        _mm_storeu_si128((__m128i*)p, _mm512_castsi512_si128(v));
+        if (bytes == 16) return;
+        p += 16, bytes -= 16, v = _mm512_castsi128_si512(_mm512_extracti32x4_epi32(v, 1));
+    }
+    _mm_mask_storeu_epi8(p, (__mmask16)((1u << bytes) - 1), _mm512_castsi512_si128(v));
+}
 static inline V lo8(V a, V b) { return _mm512_unpacklo_epi8(a, b); }
 static inline V hi8(V a, V b) { return _mm512_unpackhi_epi8(a, b); }
 static inline V lo16(V a, V b) { return _mm512_unpacklo_epi16(a, b); }
@@ -65,6 +85,16 @@ static inline void narrow(uint8_t* p, V v) {
     std::memcpy(p, halves, 8);
 }
 static inline void store(void* p, V v) { _mm256_storeu_si256((__m256i*)p, v); }
+static inline V load_some(const uint8_t* p, int bytes) {
+    uint8_t part[B] = {};
+    std::memcpy(part, p, bytes);
+    return load(part);
+}
+static inline void store_some(uint8_t* p, V v, int bytes) {
+    uint8_t part[B];
+    store(part, v);
+    std::memcpy(p, part, bytes);
+}
 static inline V lo8(V a, V b) { return _mm256_unpacklo_epi8(a, b); }
 static inline V hi8(V a, V b) { return _mm256_unpackhi_epi8(a, b); }
 static inline V lo16(V a, V b) { return _mm256_unpacklo_epi16(a, b); }
@@ -163,7 +193,10 @@ static void compute(const Product& c, const Tile& t, const int8_t* panel, int64_
             if (c.residual) {
                 uint8_t part[W] = {};
                 const uint8_t* at = t.residual[r] + j * W;
-                if (width < W) std::memcpy(part, at, width), at = part;
+                if (width < W) {
+                    std::memcpy(part, at, width);
+                    at = part;
+                }
                 v = add(v, mul(to_float(add(widen(at), zero_r)), of_residual));
             }
             const V code = add(to_int(clamp(v, lo, hi)), zero_y);
@@ -256,24 +289,61 @@ struct Column {
     V part[4];
 };
 
-static inline V load_some(const uint8_t* p, int channels) {
-    if (channels == B) return load(p);
-    uint8_t part[B] = {};
-    std::memcpy(part, p, channels);
-    return load(part);
+template <bool WHOLE>
+static inline V load_part(const uint8_t* p, int channels) {
+    return WHOLE ? load(p) : load_some(p, channels);
 }
 
+template <bool WHOLE>
 static inline Column column_of(const uint8_t* const* row, const bool* there, int64_t at, int channels, V outside) {
-    const V a = there[0] ? load_some(row[0] + at, channels) : outside;
-    const V b = there[1] ? load_some(row[1] + at, channels) : outside;
-    const V c = there[2] ? load_some(row[2] + at, channels) : outside;
+    const V a = there[0] ? load_part<WHOLE>(row[0] + at, channels) : outside;
+    const V b = there[1] ? load_part<WHOLE>(row[1] + at, channels) : outside;
+    const V c = there[2] ? load_part<WHOLE>(row[2] + at, channels) : outside;
     const V ab_lo = lo8(a, b), ab_hi = hi8(a, b), c_lo = lo8(c, c), c_hi = hi8(c, c);  // the fourth weight is 0
     return {{lo16(ab_lo, c_lo), hi16(ab_lo, c_lo), lo16(ab_hi, c_hi), hi16(ab_hi, c_hi)}};
 }
 
-static void depthwise_row(const Depthwise& c, int64_t image, int64_t oy) {
+// One row of outputs of up to B channels.
+template <bool WHOLE>
+static void depthwise_block(const Depthwise& c, const uint8_t* const* row, const bool* there, uint8_t* out,
+                            int64_t first, int channels) {
     const V outside = all8((uint8_t)c.zero_x), zero_y = all32(c.zero_y);
     const F lo = all(c.lo), hi = all(c.hi);
+    const int8_t* weight = c.weight + first * 12;  // 3 * 4 vectors of B bytes for B channels
+    const int32_t* bias = c.bias + first;
+    const float* scale = c.scale + first;
+    V w[3][4];
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) w[k][j] = load(weight + (4 * k + j) * B);
+    const Column border = {{outside, outside, outside, outside}};
+    Column left = border, middle = border, right = border;
+    int64_t next = -c.pad;  // the column of the image that is to be read next
+    for (int64_t ox = 0; ox < c.width; ox++) {
+        const int64_t last = ox * c.stride - c.pad + 2;
+        for (; next <= last; next++) {
+            left = middle, middle = right;
+            right = next < 0 || next >= c.in_width
+                        ? border
+                        : column_of<WHOLE>(row, there, next * c.channels + first, channels, outside);
+        }
+        V code[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const V acc = dot(dot(dot(load(bias + j * W), left.part[j], w[0][j]), middle.part[j], w[1][j]),
+                              right.part[j], w[2][j]);
+            code[j] = add(to_int(clamp(mul(to_float(acc), load_floats(scale + j * W)), lo, hi)), zero_y);
+        }
+        const V bytes = pack8(pack16(code[0], code[1]), pack16(code[2], code[3]));
+        if (WHOLE)
+            store(out + ox * c.channels + first, bytes);
+        else
+            store_some(out + ox * c.channels + first, bytes, channels);
+    }
+}
+
+static void depthwise_row(const Depthwise& c, int64_t image, int64_t oy) {
     const uint8_t* row[3];
     bool there[3];
     for (int k = 0; k < 3; k++) {
@@ -283,41 +353,10 @@ static void depthwise_row(const Depthwise& c, int64_t image, int64_t oy) {
     }
     uint8_t* out = c.y + (image * c.height + oy) * c.width * c.channels;
     for (int64_t first = 0; first < c.channels; first += B) {
-        const int channels = (int)(c.channels - first < B ? c.channels - first : B);
-        const int8_t* weight = c.weight + first * 12;  // 3 * 4 vectors of B bytes for B channels
-        const int32_t* bias = c.bias + first;
-        const float* scale = c.scale + first;
-        V w[3][4];
-        for (int k = 0; k < 3; k++)
-            for (int j = 0; j < 4; j++) w[k][j] = load(weight + (4 * k + j) * B);
-        const Column border = {{outside, outside, outside, outside}};
-        Column seen[3] = {border, border, border};
-        int64_t next = -c.pad;  // the column of the image that is to be read next
-        for (int64_t ox = 0; ox < c.width; ox++) {
-            const int64_t last = ox * c.stride - c.pad + 2;
-            for (; next <= last; next++) {
-                seen[0] = seen[1], seen[1] = seen[2];
-                seen[2] = next < 0 || next >= c.in_width
-                              ? border
-                              : column_of(row, there, next * c.channels + first, channels, outside);
-            }
-            V code[4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                const V acc = dot(dot(dot(load(bias + j * W), seen[0].part[j], w[0][j]), seen[1].part[j], w[1][j]),
-                                  seen[2].part[j], w[2][j]);
-                code[j] = add(to_int(clamp(mul(to_float(acc), load_floats(scale + j * W)), lo, hi)), zero_y);
-            }
-            const V bytes = pack8(pack16(code[0], code[1]), pack16(code[2], code[3]));
-            uint8_t* to = out + ox * c.channels + first;
-            if (channels == B) {
-                store(to, bytes);
-            } else {
-                uint8_t part[B];
-                store(part, bytes);
-                std::memcpy(to, part, channels);
-            }
-        }
+        if (c.channels - first >= B)
+            depthwise_block<true>(c, row, there, out, first, B);
+        else
+            depthwise_block<false>(c, row, there, out, first, (int)(c.channels - first));
     }
 }
 

@@ -6,7 +6,7 @@
 
 | profile | back end | how |
 |---|---|---|
-| int8 | `native` | the kernels of `int8_conv.cpp` where they are the faster ones, else the next back end; AVX2 or VNNI |
+| int8 | `native` | the kernels of `int8_conv.cpp`, and the next back end for the rest; AVX2 or VNNI |
 | int8 | `onednn` | torch's quantised oneDNN convolutions on channels-last bytes; x86 |
 | int8 | `carrier` | float32 or float64 convolutions that hold every integer exactly; any CPU |
 | ieee32 | `native` | the fixed-order kernel of `ieee_gemm.cpp` |

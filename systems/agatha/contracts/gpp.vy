@@ -729,24 +729,6 @@ def arbitrate(claim: bytes32, element: uint256, context: Context, d: Descriptor,
     self._settle(claim, game, msg.sender, g, found != claimed)
 
 
-@internal
-@view
-def _stepped(
-    game: bytes32,
-    g: Game,
-    step: uint256,
-    opened: bytes32,
-    sums: Bytes[MAX_SUMS],
-    context: Context,
-    d: Descriptor,
-    witness: Bytes[MAX_WITNESS],
-) -> (int256, int256):
-    """@notice What a step leads to as the arbiter computes it, and as the submitter claims it."""
-    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
-    assert self.focus[game] == keccak256(abi_encode(opened, keccak256(sums))), "not the posted sums"
-    return staticcall ARBITER.step(d, context, g.node, self._window(g, opened), g.element, step, sums, witness)
-
-
 @external
 def arbitrate_step(
     claim: bytes32,
@@ -763,9 +745,13 @@ def arbitrate_step(
     """
     game: bytes32 = self._game_id(claim, msg.sender)
     g: Game = self._turn(claim, game, STEP, False)
+    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
+    assert self.focus[game] == keccak256(abi_encode(opened, keccak256(sums))), "not the posted sums"
     found: int256 = 0
     claimed: int256 = 0
-    found, claimed = self._stepped(game, g, step, opened, sums, context, d, witness)
+    found, claimed = staticcall ARBITER.step(
+        d, context, g.node, self._window(g, opened), g.element, step, sums, witness
+    )
     log Arbitrated(
         claim=claim, challenger=msg.sender, node=g.node, element=g.element, step=step, found=found, claimed=claimed
     )
@@ -797,9 +783,13 @@ def prove(
     """@notice The submitter has the demanded step arbitrated, and wins where it is right. See arbitrate_step."""
     game: bytes32 = self._game_id(claim, challenger)
     g: Game = self._turn(claim, game, PROVE, True)
+    assert self.context[game] == keccak256(abi_encode(context)), "not the context of the game"
+    assert self.focus[game] == keccak256(abi_encode(opened, keccak256(sums))), "not the posted sums"
     found: int256 = 0
     claimed: int256 = 0
-    found, claimed = self._stepped(game, g, g.step, opened, sums, context, d, witness)
+    found, claimed = staticcall ARBITER.step(
+        d, context, g.node, self._window(g, opened), g.element, g.step, sums, witness
+    )
     assert found == claimed, "the step is wrong"
     log Arbitrated(
         claim=claim, challenger=challenger, node=g.node, element=g.element, step=g.step, found=found, claimed=claimed
