@@ -409,7 +409,8 @@ def test_altered_data_is_corruption_and_no_figure():
 
 
 def test_a_link_that_is_slow_ends_in_time():
-    """A relay at about 1.6 MB/s moves less than one chunk in the time given: the rate is that of the part."""
+    """A relay at about 1.6 MB/s moves less than one chunk in the time given: the rate is that of the part, with what
+    the buffers on the way held when it began."""
 
     def slowly(data):
         time.sleep(len(data) / 1.6e6)
@@ -418,7 +419,7 @@ def test_a_link_that_is_slow_ends_in_time():
     with far_end() as address, server(relay_to(address, slowly)) as slow:
         found = link.probe(*slow, token=TOKEN, seconds=0.3, pings=5, connections=1)
     assert len(found.receive) == 1
-    assert found.receive[0] < 1.6e6  # never faster than the relay, however busy the machine is
+    assert found.receive[0] < 3.2e6  # no machine is so busy that the relay gets twice as fast
 
 
 @given(nodes=st.integers(0, 40))
