@@ -9,5 +9,6 @@ pytest_plugins = [
     "fixtures.claims",
     "fixtures.chain",
     "fixtures.gate",
+    "fixtures.selecting",
     "fixtures.faults",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from reports.compare import MOVED_BELOW, RunNotNamed, compare, read_one, table
 from reports.superbench import ImportFailed, import_results
-from systems.anubis.records import RecordsError, compact, iter_journals, recover
+from reports.trend import FEWEST_RUNS, trends
+from systems.anubis.records import RecordsError, compact, iter_journals, read_runs, recover
 
 GUIDE = """\
 A run file holds one run of the suite on one node; a folder of run files is a fleet. These commands read such
@@ -18,6 +21,7 @@ folders, and never change what was measured.
 
   the page, from any folder of run files     python -m reports build runs/ -o report/
   what moved between two runs                python -m reports compare runs/A.parquet runs/B.parquet
+  what changed for good over many runs       python -m reports trend runs/
   after a crash: journals to run files       python -m reports recover runs/
   many small files to one                    python -m reports compact runs/
   results of SuperBench, to judge them here  python -m reports import-superbench results-summary.jsonl -o
@@ -95,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--all", action="store_true", help="show every metric that both runs hold")
     both.set_defaults(command=_compare)
 
+    slow = commands.add_parser(
+        "trend",
+        help="steps and drifts of each metric over many runs",
+        description="Say which metrics changed for good, when, and which creep, one node at a time. Ten quiet "
+        "runs of a metric at least; runs under --fault and what others pressed on do not count.",
+    )
+    slow.add_argument("runs", type=Path, metavar="RUNS", help="folder of run files")
+    slow.add_argument("--all", action="store_true", help="also what is steady")
+    slow.add_argument("--json", action="store_true", help="every series with its values, as JSON")
+    slow.set_defaults(command=_trend)
+
     journals = commands.add_parser(
         "recover",
         help="turn journals of crashed runs into run files",
@@ -170,6 +185,21 @@ def _build(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     before, after = read_one(options.before), read_one(options.after)
     print(table(compare(before, after), before, after, below=options.below, everything=options.all))
+
+
+def _trend(options: argparse.Namespace) -> None:
+    runs = read_runs(_folder(options.runs))
+    for path, reason in runs.skipped:
+        print(f"skipped: {path}: {reason}", file=sys.stderr)
+    found = trends(runs.runs)
+    if options.json:
+        print(json.dumps([asdict(trend) for trend in found], indent=1))
+        return
+    for trend in found:
+        if trend.moved or options.all:
+            print(trend)
+    moved = sum(trend.moved for trend in found)
+    print(f"{moved} of {len(found)} series of {FEWEST_RUNS} runs and more moved, in {len(runs.runs)} runs")
 
 
 def _recover(options: argparse.Namespace) -> None:

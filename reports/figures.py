@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from reports.overview import Distribution, Heat, Line, Peer
 from reports.quantity import signed, similarity
+from reports.trend import Trend
 from reports.verdict import SIGNS
 from systems.anubis.machine import Noise
 from systems.anubis.units import quantity
@@ -303,6 +304,38 @@ def noise_chart(points: Sequence[tuple[float, Noise]], part: str) -> Markup:
         f'aria-label="{escape(label)}"><path class="area" d="M0 {height - 1}{path}V{height - 1}z"/>'
         f'<line class="quiet" x1="0" x2="{width}" y1="{quiet:.1f}" y2="{quiet:.1f}"/>'
         f'<line class="axis" x1="0" x2="{width}" y1="{height - 0.5}" y2="{height - 0.5}"/></svg>'
+    )
+
+
+def trend_chart(trend: Trend) -> Markup:
+    """One metric over its runs, from left to right: a dot a run, a line a level, a mark where it stepped."""
+    width, height, edge = 600, 64, 4
+    low, high = min(trend.values), max(trend.values)
+    span = (high - low) or 1.0
+
+    def x(at: float) -> float:
+        return edge + (width - 2 * edge) * at / max(len(trend.values) - 1, 1)
+
+    def y(value: float) -> float:
+        return height - edge - (height - 2 * edge) * (value - low) / span
+
+    parts = [f'<circle class="night" cx="{x(i):.1f}" cy="{y(v):.1f}" r="1.6"/>' for i, v in enumerate(trend.values)]
+    for begin, end, level in trend.levels:
+        ends = f'x1="{x(begin):.1f}" x2="{x(end - 1):.1f}"'
+        if trend.drift is None:
+            parts.append(f'<line class="level" {ends} y1="{y(level):.1f}" y2="{y(level):.1f}"/>')
+    for step in trend.steps:
+        tone = "plain" if step.worse is None else "worse" if step.worse else "better"
+        at = (x(step.at - 1) + x(step.at)) / 2
+        title = f"{quantity(step.before, trend.unit)} to {quantity(step.after, trend.unit)} since {step.started[:10]}"
+        parts.append(
+            f'<line class="step {tone}" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}">'
+            f"<title>{escape(title)}</title></line>"
+        )
+    label = f"{trend.id} over {len(trend.values)} runs, {quantity(low, trend.unit)} to {quantity(high, trend.unit)}"
+    return Markup(
+        f'<svg class="trend" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from reports.claims import STATUSES as CLAIM_STATUSES
 from reports.claims import ClaimResult, Paper
+from reports.trend import Trend
 from reports.verdict import Verdict
 from systems.anubis.machine import Noise
 
@@ -252,6 +253,7 @@ class Overview:
     runs: tuple[PastRun, ...]
     skipped: tuple[tuple[str, str], ...]
     journals: tuple[str, ...]
+    trends: tuple[Trend, ...]
 
     @property
     def claim_counts(self) -> Mapping[str, int]:

@@ -199,6 +199,7 @@ def report_json(overview: Overview) -> dict[str, Any]:
             "metrics": [asdict(line) for line in overview.criteria],
             "unmeasured": overview.unmeasured,
         },
+        "trends": [asdict(trend) for trend in overview.trends],
         "runs": [asdict(run) for run in overview.runs],
         "skipped": [{"path": path, "reason": reason} for path, reason in overview.skipped],
         "journals": overview.journals,

@@ -34,6 +34,7 @@ from reports.overview import (
     Suspect,
     component_rank,
 )
+from reports.trend import trends
 from reports.verdict import fleet_words, is_metric, is_ratio, severity, suspects_of, verdict_of
 from systems.anubis.criteria import Criteria, StoredCriterion, load_criteria
 from systems.anubis.machine import Noise
@@ -125,6 +126,7 @@ def summarise(sources: Sources) -> Overview:
         runs=tuple(_past(run) for run in reversed(runs)),
         skipped=sources.skipped,
         journals=sources.journals,
+        trends=trends(runs),
     )
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from systems.anubis import synthetic
+from systems.anubis.probes.gpu_health import HealthFacts, health_findings
+from systems.anubis.simulator import Scenario
 from systems.anubis.validator import learn
 
 NODES = 600
@@ -183,3 +185,39 @@ def test_each_benchmark_of_a_buildout_finds_its_share_and_repeats_as_well_as_in_
         assert learned.repeatability == pytest.approx(repeatability, abs=0.001)
         assert learned.calibrated
         assert learned.gates
+
+
+# --- what the paper saw of its own hardware, and what is made of it here
+
+
+@pytest.mark.claim("anubis/by-benchmark-shares")
+def test_the_shares_of_the_buildout_are_the_generated_fleets(claim, buildout):
+    fleet, found = buildout
+    shares = {metric.name: 100 * nodes.mean() for metric, nodes in zip(fleet.metrics, found, strict=True)}
+    worst = max(abs(share - 100 * synthetic.BUILDOUT[name][0]) for name, share in shares.items())
+    claim.report(max(shares.values()), f"largest share, ib-loopback; each within {worst:.2f} points of the paper's")
+    assert worst < 0.3
+
+
+@pytest.mark.claim("anubis/repair-time")
+def test_repairs_take_as_long_as_in_the_paper(claim):
+    mu, sigma = Scenario().repair_parameters()
+    hours = np.random.default_rng(0).lognormal(mu, sigma, 200_000)
+    over_a_day, over_two_weeks = 100 * np.mean(hours > 24), 100 * np.mean(hours > 24 * 14)
+    claim.report(over_a_day, f"drawn by the simulator: over a day; over two weeks {over_two_weeks:.1f} %")
+    assert over_a_day == pytest.approx(38.1, abs=0.5)
+    assert over_two_weeks == pytest.approx(10.3, abs=0.5)
+
+
+@pytest.mark.claim("anubis/row-remap")
+def test_more_than_ten_remapped_rows_are_a_defect_and_fewer_are_evidence(claim):
+    """The rule itself, on counters as NVML gives them; whether a GPU has any is for `test_health` on one."""
+    wrong = 0
+    for correctable in range(16):
+        for uncorrectable in range(16):
+            facts = HealthFacts(0, rows_remapped_correctable=correctable, rows_remapped_uncorrectable=uncorrectable)
+            severities = {finding.severity for finding in health_findings(facts)}
+            rows = correctable + uncorrectable
+            expected = {"defect"} if rows > 10 else {"evidence"} if rows else set()
+            wrong += severities != expected
+    assert claim.holds(wrong)

@@ -206,10 +206,10 @@ with fault_named(sys.argv[1]).injected():
 """
 
 
-def victim(name):
+def victim(name, code=VICTIM):
     if reason := faults.fault_named(name).available():
         pytest.skip(f"{name} cannot be injected here: {reason}")
-    process = subprocess.Popen([sys.executable, "-c", VICTIM, name], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
     return process
 
@@ -226,6 +226,28 @@ def test_a_signal_ends_the_fault(name, number):
         assert left_by(process.pid) != []
         process.send_signal(number)
         process.wait(20)
+        assert left_by(process.pid) == []
+
+
+WRITER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, threading
+from systems.anubis.faults import fault_named
+from systems.anubis.probes import disk
+with disk.Scratch() as scratch, fault_named(sys.argv[1]).injected():
+    threading.Timer(0.5, lambda: print("in", flush=True)).start()
+    disk.sequential_write(scratch, blocks=4096, limit=60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_disk_fault_with_a_write_in_progress(number):
+    """The threads that write sleep uninterruptibly, for seconds at this rate: they keep the group busy."""
+    with victim("disk_throttle(1e6)", WRITER) as process:
+        assert left_by(process.pid) != []
+        process.send_signal(number)
+        process.wait(40)
         assert left_by(process.pid) == []
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ from scipy.stats import binomtest
 
 from systems.anubis import matrix
 from systems.anubis.faults import UnknownFault, fault_named
+from systems.anubis.machine import Machine
 from systems.anubis.matrix import HEALTHY, Matrix, MatrixError, Trial
+from systems.anubis.records import Run, write_run
 
 DISK = "disk_throttle(50000000)"
 BOTH = ("gemm", "write")
@@ -109,4 +112,39 @@ def test_gates_find_real_faults_and_name_the_part(tmp_path):
     print("\n".join(seen.lines()))
     assert seen.detection().value >= 0.9
     assert seen.localisation().value >= 0.8
+    assert seen.false_alarms.found <= 0.02 * seen.false_alarms.of  # of few healthy gates, none
     assert seen.history().coverage(seen.benchmarks) > 0
+
+
+def test_the_benchmarks_that_are_gated_by_default_are_there():
+    for name in matrix.SELECTION:
+        path, _, function = name.partition("::")
+        text = (matrix.ROOT / path).read_text(encoding="utf-8")
+        assert f"def {function.partition('[')[0]}(" in text
+
+
+def test_an_interrupted_learning_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    commands = []
+
+    def pytest_run(arguments, root):
+        arguments = list(arguments)
+        if len(commands) == 2:
+            raise KeyboardInterrupt
+        commands.append(arguments)
+        write_run(Run.begin(Machine(kind="x", node="0" * 16, stack="s")), tmp_path / "learned")
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(matrix, "_pytest", pytest_run)
+    with pytest.raises(KeyboardInterrupt):
+        matrix.run(["x"], ["bit_flip(1)"], tmp_path, repetitions=1)
+    monkeypatch.setattr(matrix, "_gate", lambda *_: TRIALS[0])
+    commands[:] = commands[:1]  # room for one more before the interruption, which does not come again
+    monkeypatch.setattr(matrix, "_pytest", lambda a, root: commands.append(list(a)) or _done(tmp_path, a))
+    matrix.run(["x"], ["bit_flip(1)"], tmp_path, repetitions=1)
+    assert len(commands) - 1 == matrix.LEARNED - 2
+    assert "--learn" in commands[-1]
+
+
+def _done(folder, arguments):
+    write_run(Run.begin(Machine(kind="x", node="0" * 16, stack="s")), folder / "learned")
+    return subprocess.CompletedProcess(arguments, 0, "", "")

@@ -295,3 +295,44 @@ def test_series_of_unequal_lengths_with_equal_distributions_are_judged_alike(sam
     if one is not None:
         np.testing.assert_array_equal(one.verdicts, other.verdicts)
         assert other.criterion.quantiles.shape == (64,)
+
+
+# --- many nodes judged at once
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(sample | value.map(lambda v: [v]), min_size=0, max_size=8),
+    sample,
+    better,
+    st.floats(0.05, 0.99),
+    st.booleans(),
+)
+def test_judging_many_nodes_at_once_is_judging_each(samples, healthy, direction, alpha, spoiled):
+    criterion = validator.Criterion(quantiles(healthy, len(healthy)), direction, alpha, False, 0.99, 3, 0)
+    samples = [*samples, [float("nan")], []] if spoiled else samples
+    defect, near = criterion.judge_all(samples)
+    assert len(defect) == len(near) == len(samples)
+    for at, one in enumerate(samples):
+        if one and np.isfinite(one).all():
+            verdict = criterion.judge(one)
+            assert near[at] == pytest.approx(verdict.similarity, rel=1e-12)
+            assert defect[at] == (verdict.status == "defect")
+        else:
+            assert np.isnan(near[at])
+            assert not defect[at]
+
+
+@pytest.mark.parametrize("steps", [1, 64, 100])
+@pytest.mark.parametrize("kept", [1, 24, 64])
+def test_tables_of_many_nodes_are_judged_as_each_node(steps, kept):
+    table = 100 * (1 + 0.05 * np.random.default_rng(0).standard_normal((50, steps)))
+    table[7] = np.nan
+    criterion = validator.Criterion(quantiles(table[0], kept), "higher", 0.97, False, 0.99, 3, 0)
+    defect, near = criterion.judge_all(table[:, 0] if steps == 1 else table)
+    for row, is_defect, similarity_of_row in zip(table, defect, near, strict=True):
+        if np.isfinite(row).all():
+            verdict = criterion.judge(row)
+            assert similarity_of_row == pytest.approx(verdict.similarity, rel=1e-12)
+            assert is_defect == (verdict.status == "defect")
+    assert np.isnan(near[7])

@@ -15,10 +15,13 @@ from systems.anubis.selector import (
     UnknownBenchmark,
     coverage_needed,
     decide,
+    front,
     plan,
+    plan_nodes,
     risk,
 )
-from systems.anubis.simulator import ImpossibleScenario, Scenario, interval, simulate, sweep
+from systems.anubis.simulator import ImpossibleScenario, Scenario, _Fleet, interval, simulate, sweep
+from systems.anubis.survival import Exponential, Intervals, infinitehbd
 
 NAMES = "abcdefgh"
 
@@ -245,14 +248,14 @@ def test_the_selector_gives_about_the_useful_hours_of_the_full_set(claim, refere
 def test_the_selector_keeps_most_of_the_full_sets_time_between_incidents(claim, reference):
     x = interval(ratios(reference, "mtbi", "selector", "full")).mean
     claim.report(x, "256 nodes, gangs of 32, p0 = 0.05: the bar of 0.95 is not reached at this target risk")
-    assert 0.75 < x < 1.1
+    assert 0.5 < x < 1.1
 
 
 @pytest.mark.claim("anubis/validation-time")
 def test_the_selector_saves_validation_time(claim, reference):
     saved = 100 * (1 - interval(ratios(reference, "validation_hours", "selector", "full")).mean)
     claim.report(saved, "256 nodes, gangs of 32, p0 = 0.05: the bar of 60 % is not reached in this scenario")
-    assert saved > 5
+    assert saved > 15
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -263,6 +266,119 @@ def test_the_selector_saves_validation_time(claim, reference):
 def test_an_impossible_scenario_is_refused_by_name(change, message):
     with pytest.raises(ImpossibleScenario, match=message):
         Scenario(**change)
+
+
+def test_the_price_of_the_last_percent_is_told(reference):
+    """A tighter target buys incidents for minutes: the full set's time between them at p0 = 0.005, and most of its
+    minutes."""
+    tight = sweep(Scenario(nodes=256, days=60, p0=0.005), ("selector",), seeds=12)["selector"]
+    mtbi = np.mean([one.mtbi for one in tight]) / np.mean([one.mtbi for one in reference["full"]])
+    minutes = np.mean([one.validation_hours for one in tight]) / np.mean(
+        [one.validation_hours for one in reference["full"]]
+    )
+    loose = reference["selector"]
+    assert minutes > np.mean([one.validation_hours for one in loose]) / np.mean(
+        [one.validation_hours for one in reference["full"]]
+    )
+    assert mtbi > np.mean([one.mtbi for one in loose]) / np.mean([one.mtbi for one in reference["full"]])
+
+
+# --- nodes that fail as those of a trace did
+
+
+def trace_of(pasts):
+    """Up-times of nodes, all ending in an incident but the last."""
+    rows = [(node, hours, i < len(past) - 1, i) for node, past in enumerate(pasts) for i, hours in enumerate(past)]
+    node, stop, event, count = map(np.array, zip(*rows, strict=True))
+    return Intervals(node, np.zeros(len(rows)), stop.astype(float), event, count[:, None].astype(float), ("incidents",))
+
+
+def test_a_trace_is_relived_up_time_by_up_time():
+    """One node, jobs of an hour, no repair to speak of: it breaks where its past did."""
+    quick = {"repair_day": 1e-6, "repair_two_weeks": 1e-9, "latency": 1e-6, "imperfect": 0.0, "sudden": 1.0}
+    one = Scenario(nodes=1, gang=1, job=1.0, days=100.0, trace=trace_of([[100.0, 50.0, 1e9]]), **quick)
+    fleet = _Fleet(one, "none", 0)
+    assert fleet.relived == [[50.0]]
+    assert fleet.until == [100.0]
+    assert one.rate(0) == pytest.approx(Exponential(most=6).fit(one.trace).rates[0])
+    outcome = fleet.run()
+    assert fleet.incidents[0] >= 2
+    assert outcome.mtbi <= 2400 / 2
+
+
+def test_nodes_of_a_real_trace_fail_at_its_rate(data):
+    trace = infinitehbd(data("anubis/infinitehbd_fault_trace.json"))
+    scenario = Scenario(nodes=400, gang=4, days=120.0, trace=trace, sudden=1.0, imperfect=0.0)
+    outcome = simulate(scenario, "none", 0)
+    assert outcome.mtbi == pytest.approx(trace.stop.sum() / trace.event.sum(), rel=0.5)
+    gain = interval([simulate(scenario, "selector", seed).mtbi / simulate(scenario, "none", seed).mtbi
+                     for seed in range(2)])  # fmt: skip
+    assert gain.mean == pytest.approx(1.0, abs=0.25)  # what strikes at once no validation prevents
+
+
+@pytest.mark.slow
+def test_on_a_real_trace_most_validation_is_saved_and_more_hours_are_useful_than_under_the_full_set(data):
+    """Nodes that live 400 days to their first incident, as InfiniteHBD's do, need little validation, and get little."""
+    trace = infinitehbd(data("anubis/infinitehbd_fault_trace.json"))
+    relived = sweep(Scenario(nodes=400, gang=32, days=120.0, trace=trace), ("none", "full", "selector"), seeds=5)
+    assert interval(ratios(relived, "validation_hours", "selector", "full")).high < 0.4
+    assert interval(ratios(relived, "utilisation", "selector", "full")).low > 1
+    assert interval(ratios(relived, "mtbi", "selector", "none")).low > 2
+
+
+@pytest.mark.slow
+def test_the_papers_best_case_is_that_of_a_tighter_target(reference):
+    """22.6 times over no validation: the reference scenario at p0 = 0.02 instead of 0.05."""
+    tight = sweep(Scenario(nodes=256, days=60, p0=0.02), ("selector",), seeds=12)["selector"]
+    gain = interval(one.mtbi / none.mtbi for one, none in zip(tight, reference["none"], strict=True))
+    print(gain)
+    assert gain.low < 22.61 < gain.high
+
+
+# --- what each node is validated by
+
+
+@settings(max_examples=120, deadline=None)
+@given(cases(), chances, st.floats(0.01, 0.6))
+def test_each_node_is_validated_for_no_more_minutes_than_all_alike(case, p, p0):
+    history, minutes = case
+    choices = front(history, minutes)
+    assert all(np.diff(choices.minutes) >= 0)
+    assert all(np.diff(choices.coverage) > 0) or history.unseen == 1
+    for k, chosen in enumerate(choices.sets):
+        assert choices.coverage[k] == pytest.approx(history.coverage(chosen))
+        assert choices.minutes[k] == pytest.approx(cost(chosen, minutes))
+    chosen = plan_nodes(p, choices, p0)
+    residual = 1 - math.prod(1 - x * (1 - choices.coverage[k]) for x, k in zip(p, chosen, strict=True))
+    alike = plan(p, history, minutes, p0=p0)
+    if alike.reached:
+        assert residual <= p0 + 1e-9
+        assert choices.minutes[chosen].sum() <= len(p) * alike.minutes + 1e-6
+    else:
+        assert set(chosen.tolist()) == {len(choices.sets) - 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(most=3), st.lists(st.floats(0, 0.4), min_size=1, max_size=3), st.floats(0.02, 0.5))
+def test_the_minutes_of_all_nodes_are_close_to_the_least(case, p, p0):
+    """Against every combination of choices: off by one node's step at most."""
+    history, minutes = case
+    choices = front(history, minutes)
+    best = min(
+        (choices.minutes[list(each)].sum() for each in itertools.product(range(len(choices.sets)), repeat=len(p))
+         if 1 - math.prod(1 - x * (1 - choices.coverage[k]) for x, k in zip(p, each, strict=True)) <= p0 + 1e-12),
+        default=None,
+    )  # fmt: skip
+    if best is not None:
+        step = max(np.diff(choices.minutes), default=0.0)
+        assert choices.minutes[plan_nodes(p, choices, p0)].sum() <= best + step + 1e-9
+
+
+def test_the_nodes_at_risk_are_validated_and_the_others_are_left_alone():
+    history = History.of({"a": set(range(9)), "b": {9, 10}}, 12)
+    choices = front(history, {"a": 5.0, "b": 5.0})
+    chosen = plan_nodes([0.001] * 8 + [0.2], choices, 0.07)
+    assert [choices.sets[k] for k in chosen] == [frozenset()] * 8 + [frozenset({"a"})]
 
 
 def test_an_unknown_policy_is_refused():

@@ -5,6 +5,7 @@ exact, and the noise that the gate reads is given where a test is about verdicts
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 
 import fixtures.gate
+import fixtures.measuring
 import fixtures.session
-from fixtures import judging
+import systems.anubis.learning
+from systems.anubis import judging
 from systems.anubis.criteria import load_criteria, save_criteria
 from systems.anubis.machine import NoiseSample, fingerprint, noise_between, sample_noise
 from systems.anubis.records import iter_journals, read_journal, read_runs
@@ -26,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFTEST = """
 pytest_plugins = ["fixtures.determinism", "fixtures.devices", "fixtures.data", "fixtures.measuring", "fixtures.claims",
-                  "fixtures.gate"]
+                  "fixtures.gate", "fixtures.faults", "fixtures.selecting"]
 """
 BENCH = """
 import time
@@ -429,6 +432,65 @@ def test_learning_tells_what_moved(machine):
         machine.run("--record")
     result = machine.run("--learn")
     result.stdout.fnmatch_lines(["*moved*demo/demo/read/time{size=4k}: 10 ms -> 20 ms*"])
+
+
+STEPS = """
+import pytest
+from pathlib import Path
+ROOT = Path(__file__).parents[2]
+
+@pytest.mark.component("model")
+def test_train(measure):
+    done = list(measure.steps(64, warmup=2, work=8, unit="sample/s"))
+    (ROOT / "steps").write_text(str(len(done)))
+"""
+
+
+class Clock:
+    """Steps as long as the file `seconds` says; the first ten take half as long again."""
+
+    def __init__(self, device):
+        self.step = 0
+
+    def start(self):
+        pass
+
+    def stop(self):
+        self.step += 1
+        seconds = float(Path("seconds").read_text())
+        return seconds * (1.5 if self.step <= 10 else 1.0) * (1 + 0.001 * (self.step % 3))
+
+
+def test_a_gate_runs_only_the_steps_that_judge_as_all_of_them_do(machine, monkeypatch):
+    (machine.pytester.path / "suites/demo/bench_demo.py").write_text(STEPS)
+    monkeypatch.setattr(fixtures.measuring, "Stopwatch", Clock)
+    steps = machine.pytester.path / "steps"
+    machine.learn()
+    assert steps.read_text() == "66"
+    folder, kind = machine.pytester.path / "criteria", fingerprint().kind
+    (stored,) = load_criteria(folder, kind).values()
+    found = {}
+    for speed in (0.010, 0.0101, 0.012):
+        machine.set_speed(speed)
+        found[speed] = machine.run("--gate").ret
+        assert int(steps.read_text()) == stored.window["warmup"] + stored.window["steps"] <= 33
+        (row,) = [row for row in machine.runs[-1].rows if row.attempt == 0]
+        assert (row.warmup, row.rounds) == (stored.window["warmup"], stored.window["steps"])
+    assert found == {0.010: 0, 0.0101: 0, 0.012: 10}
+    similarity = row.similarity
+    machine.set_speed(0.010)
+    assert machine.run("--learn").ret == 0
+    assert steps.read_text() == "66"  # what is learned from is measured whole
+
+    monkeypatch.setattr(systems.anubis.learning, "series_window", lambda measured: None)
+    shutil.rmtree(machine.pytester.path / "runs")
+    machine.learn()
+    assert all(stored.window is None for stored in load_criteria(folder, kind).values())
+    for speed, verdict in found.items():
+        machine.set_speed(speed)
+        assert machine.run("--gate").ret == verdict
+        assert steps.read_text() == "66"
+    assert machine.runs[-1].rows[0].similarity == pytest.approx(similarity, abs=0.005)
 
 
 def test_an_unknown_kind_learns_provisional_criteria_from_runs_of_its_own(machine):

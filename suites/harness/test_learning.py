@@ -1,11 +1,13 @@
 """From runs to criteria: which samples count, and thresholds that hold over all metrics of a run."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from fixtures.learning import learn_criteria
+from systems.anubis.judging import judge
+from systems.anubis.learning import learn_criteria, series_window
 from systems.anubis.machine import Machine, Noise
 from systems.anubis.records import Measurement, Run, Runs
 
@@ -92,3 +94,86 @@ def test_runs_under_an_injected_fault_teach_nothing():
     outcome = learn_criteria(Runs((*healthy, *slow)), "one")
     assert (outcome.runs, outcome.left_out) == (30, 0)
     assert all(stored.criterion.nodes == 30 for stored in outcome.criteria.values())
+
+
+# --- windows of step series
+
+STEPS, BEFORE = 64, 6
+
+
+def series(random, nodes=8):
+    """(nodes, steps) rates: slow for eight steps after the test's own warm-up, then steady within half a percent."""
+    warm = np.where(np.arange(STEPS) < 8, 0.7, 1.0)
+    return 100 * warm * (1 + 0.002 * random.standard_normal((nodes, 1))) * np.exp(
+        0.002 * random.standard_normal((nodes, STEPS))
+    )  # fmt: skip
+
+
+def step_rows(values, warmup=BEFORE, step_number=0):
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        Run(
+            MACHINE,
+            began + timedelta(hours=i, days=step_number),
+            f"{step_number}{i:015x}",
+            rows=(replace(row("step", 1), values=tuple(v), series=True, warmup=warmup, rounds=len(v)),),
+        )
+        for i, v in enumerate(values)
+    ]
+
+
+def test_a_step_series_is_judged_by_a_window_that_leaves_its_warm_up_out():
+    random = np.random.default_rng(7)
+    outcome = learn_criteria(Runs(tuple(step_rows(series(random)))), "one")
+    (stored,) = outcome.criteria.values()
+    assert outcome.windows == 1
+    assert stored.window["warmup"] >= BEFORE + 8
+    assert stored.window["steps"] + stored.window["warmup"] <= BEFORE + STEPS // 2
+    assert stored.criterion.quantiles.min() > 95  # nothing of the warm-up
+
+    whole = step_rows(series(random))
+    first = stored.window["warmup"] - BEFORE
+    for run in whole:
+        part = run.rows[0].values[first : first + stored.window["steps"]]
+        windowed = replace(run.rows[0], values=part, warmup=stored.window["warmup"], rounds=len(part))
+        assert stored.part(run.rows[0]) == part == stored.part(windowed)
+        slow = replace(windowed, values=tuple(0.8 * v for v in part))
+        slow_whole = replace(run.rows[0], values=tuple(0.8 * v for v in run.rows[0].values))
+        for healthy in (windowed, run.rows[0]):
+            assert judge(healthy, stored).status == "pass"
+        for ill in (slow, slow_whole):
+            assert judge(ill, stored).status == "defect"
+        assert judge(slow, stored).similarity == judge(slow_whole, stored).similarity
+
+
+def test_runs_of_a_window_and_of_all_steps_are_learned_together_and_the_window_stays():
+    random = np.random.default_rng(8)
+    full = step_rows(series(random))
+    window = series_window([(run, run.rows[0]) for run in full])
+    first = window["warmup"] - BEFORE
+    gates = step_rows(series(random, 20)[:, first : first + window["steps"]], window["warmup"], 1)
+    both = learn_criteria(Runs((*full, *gates)), "one").criteria["hardware/x/step"]
+    assert both.window == window
+    assert both.criterion.nodes == 28
+    few = learn_criteria(Runs((*full[:2], *gates)), "one").criteria["hardware/x/step"]
+    assert few.window == window  # not sought within itself, which would shrink it time and again
+    assert few.criterion.nodes == 22
+
+
+def test_a_series_without_a_shorter_window_and_rounds_of_a_call_keep_all_of_their_values():
+    random = np.random.default_rng(9)
+    drifting = 100 * np.linspace(1, 2, STEPS) * (1 + 0.001 * random.standard_normal((8, STEPS)))
+    stored = learn_criteria(Runs(tuple(step_rows(drifting))), "one").criteria["hardware/x/step"]
+    assert stored.window is None
+    rounds = [Run(r.machine, r.started, r.run_id, rows=(replace(r.rows[0], series=False),))
+              for r in step_rows(series(random))]  # fmt: skip
+    assert learn_criteria(Runs(tuple(rounds)), "one").criteria["hardware/x/step"].window is None
+
+
+def test_a_series_that_ended_before_its_window_is_judged_as_far_as_it_goes():
+    stored = learn_criteria(Runs(tuple(step_rows(series(np.random.default_rng(10))))), "one").criteria[
+        "hardware/x/step"
+    ]
+    short = replace(row("step", 1), values=(50.0, 50.0), series=True, warmup=BEFORE, rounds=2)
+    assert stored.part(short) == (50.0, 50.0)
+    assert judge(short, stored).status == "defect"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixtures.judging import evidence_of, under_pressure
+from systems.anubis.judging import evidence_of, under_pressure
 from systems.anubis.machine import (
     GIB,
     Machine,

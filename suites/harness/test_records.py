@@ -277,7 +277,7 @@ def test_criteria_round_trip_with_their_hashes(tmp_path):
 
 
 def test_digests_keep_every_digit(tmp_path):
-    from fixtures.learning import DIGEST_ALPHA
+    from systems.anubis.learning import DIGEST_ALPHA
 
     value = float(2**48 - 5)
     criterion = replace(learn(np.full(4, value), "target").criterion, alpha=DIGEST_ALPHA)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "maat-fault-"
 _NAME = re.compile(rf"{PREFIX}(\d+)-\w+")
-_REMOVAL = 2.0  # seconds within which the kernel lets an emptied group go
+_REMOVAL = 10.0  # seconds within which a transfer under way ends, and the kernel lets an emptied group go
 
 
 class ControlGroupError(RuntimeError):
@@ -80,7 +83,8 @@ def limited(controller: str, limits: Mapping[str, str], root: Path = ROOT) -> It
             _write(group / "cgroup.procs", str(os.getpid()))
         except OSError as error:
             raise ControlGroupError(f"cannot limit {controller!r} in {group}: {error}") from error
-        yield group
+        with _lifted_by_signals(group):
+            yield group
     finally:
         _dissolve(group, home)
 
@@ -108,8 +112,14 @@ def remove_leftovers(root: Path = ROOT) -> list[str]:
 
 
 def _dissolve(group: Path, home: Path) -> None:
+    """Lift the limits of `group`, move its members to `home`, remove it; what cannot be done yet is tried again.
+
+    A thread that waits for a throttled transfer sleeps uninterruptibly: it ends neither by a signal nor by its
+    process's exit, and keeps the group busy until the transfer is through. So the limits go first.
+    """
     if not group.exists():
         return
+    _lift(group)
     deadline = time.monotonic() + _REMOVAL
     while True:  # a member may fork while it is moved, and an emptied group is busy for a moment
         for member in (group / "cgroup.procs").read_text(encoding="ascii").split():
@@ -122,8 +132,75 @@ def _dissolve(group: Path, home: Path) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ControlGroupError(f"cannot remove {group}: {error}") from error
+                raise ControlGroupError(
+                    f"cannot remove {group} within {_REMOVAL:g} s: {error}; {_members(group)}; its limits are lifted, "
+                    "and the next process that injects a fault removes it"
+                ) from error
             time.sleep(0.01)
+
+
+def _lift(group: Path) -> None:
+    """Take every limit that this module may have set off `group`, of either version."""
+    for path in sorted(group.glob("blkio.throttle.*_bps_device")):
+        for line in path.read_text(encoding="ascii").splitlines():
+            _try_to_write(path, f"{line.split()[0]} 0")
+    if (group / "io.max").exists():
+        for line in (group / "io.max").read_text(encoding="ascii").splitlines():
+            _try_to_write(group / "io.max", f"{line.split()[0]} rbps=max wbps=max")
+    for name, text in (("cpu.cfs_quota_us", "-1"), ("cpu.max", "max")):
+        if (group / name).exists():
+            _try_to_write(group / name, text)
+
+
+@contextmanager
+def _lifted_by_signals(group: Path) -> Iterator[None]:
+    """Lift the limits of `group` the moment that a signal comes which is to end this process.
+
+    Python runs a handler once its main thread is back from native code; a thread there that waits for a throttled
+    transfer may not be back for minutes. The number of a signal is written to a file at once, and a thread reads it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := reading.recv(64):
+            if {signal.SIGTERM, signal.SIGINT} & set(numbers):
+                _lift(group)
+            if before >= 0:
+                with suppress(OSError):
+                    os.write(before, numbers)
+
+    thread = threading.Thread(target=watch, name="maat-fault-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writing.close()
+        thread.join()
+        reading.close()
+
+
+def _try_to_write(path: Path, text: str) -> None:
+    with suppress(OSError):  # a disk that is gone, or a limit above: the group goes all the same
+        _write(path, text)
+
+
+def _members(group: Path) -> str:
+    """The threads in `group` with the states that they are in."""
+    states = []
+    try:
+        for thread in (group / "tasks" if (group / "tasks").exists() else group / "cgroup.threads").read_text().split():
+            with suppress(OSError):
+                stat = Path(f"/proc/{thread}/stat").read_text(encoding="utf-8", errors="replace")
+                states.append(f"{thread} ({stat.rpartition(')')[2].split()[0]})")
+    except OSError:
+        return "its members cannot be read"
+    return "members and their states: " + (", ".join(states) or "none")
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,10 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from systems.anubis.records import SCHEMA_VERSION, RecordsError, check_version, first_line, write_atomically
+from systems.anubis.records import (
+    SCHEMA_VERSION,
+    Measurement,
+    RecordsError,
+    check_version,
+    first_line,
+    write_atomically,
+)
 from systems.anubis.validator import Criterion
 
 QUANTILE_DIGITS = 6
+
+HISTORY = "history.json"
+"""Beside the criteria of a kind: which benchmarks caught which defects (`selector.History`)."""
 
 
 class CriteriaDamaged(RecordsError):
@@ -29,7 +39,11 @@ class CriteriaDamaged(RecordsError):
 
 @dataclass(frozen=True)
 class StoredCriterion:
-    """A learned criterion with where it came from. `seconds`: what one measurement costs."""
+    """A learned criterion with where it came from.
+
+    seconds: what one measurement costs; window: which steps of a series it was learned from, and are all that the
+    next gate measures: `steps` of them after `warmup`, counted from the very first step.
+    """
 
     criterion: Criterion
     unit: str
@@ -39,6 +53,16 @@ class StoredCriterion:
     seconds: float = 0.0
     learned_at: str = ""
     window: Mapping[str, int] | None = None
+
+    def part(self, row: Measurement) -> tuple[float, ...]:
+        """The values of `row` that this criterion is about: its window of a step series, else all.
+
+        A series that lacks the window's steps (it ended early on a slow machine) is taken as far as it goes.
+        """
+        if self.window is None or not row.series:
+            return row.values
+        first = max(self.window["warmup"] - row.warmup, 0)
+        return row.values[first : first + self.window["steps"]] or row.values
 
     @cached_property
     def hash(self) -> str:
@@ -86,7 +110,7 @@ class StoredCriterion:
             stack=str(data["stack"]),
             seconds=float(data["seconds"]),
             learned_at=str(data["learned_at"]),
-            window=data.get("window"),
+            window=_window(data.get("window")),
         )
 
 
@@ -118,6 +142,8 @@ def load_criteria(folder: Path, kind: str) -> dict[str, StoredCriterion]:
     """
     found: dict[str, StoredCriterion] = {}
     for path in sorted((folder / kind).glob("*.json")):
+        if path.name == HISTORY:
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             check_version(int(content["schema"]), path)
@@ -157,6 +183,15 @@ def _criteria_text(content: Mapping[str, Any]) -> str:
             out.append(line)
             inside = text.endswith("[")
     return "\n".join(out) + "\n"
+
+
+def _window(data: Any) -> dict[str, int] | None:
+    if data is None:
+        return None
+    window = {"warmup": int(data["warmup"]), "steps": int(data["steps"])}
+    if window["warmup"] < 0 or window["steps"] < 1:
+        raise ValueError(f"a window has a warm-up of 0 or more and at least one step, not {window}")
+    return window
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -20,19 +20,42 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from systems.anubis.faults import fault_named
+from systems.anubis.criteria import HISTORY
+from systems.anubis.faults import FaultError, fault_named
+from systems.anubis.machine import fingerprint
 from systems.anubis.records import read_runs, write_atomically
 from systems.anubis.selector import History
 from systems.anubis.suspects import is_metric
 
 HEALTHY = "healthy"
+
+STRONG = ("cpu_quota(0.3)", "memory_hog(2)", "disk_throttle(50e6)", "link_rate(100)")
+"""Faults that a gate must find: one for each part of a machine without a GPU."""
+
+SELECTION = (
+    "suites/hardware/bench_compute.py::test_peak",
+    "suites/hardware/bench_memory.py::test_stream[triad]",
+    "suites/hardware/bench_memory.py::test_latency",
+    "suites/hardware/bench_disk.py::test_sequential_write",
+    "suites/hardware/bench_disk.py::test_sequential_read",
+    "suites/hardware/bench_disk.py::test_durable_append",
+    "suites/hardware/bench_network.py::test_loopback",
+    "suites/hardware/bench_network.py::test_veth",
+    "suites/hardware/bench_models.py::test_infer[cpu-lstm]",
+)
+"""Quick benchmarks of every part, gated by default: about a dozen seconds on a healthy machine."""
+
 LEARNED = 6
 """Gate-like runs that criteria are learned from where the folder has none."""
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _JUDGED = frozenset({0, 10, 11})  # exit statuses of a gate that has judged: fit, defect, contended or flaky
 
@@ -43,8 +66,8 @@ class MatrixError(RuntimeError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One gate. fault: its name, or `HEALTHY`; status: the gate's exit status; caught: benchmarks (tests) with a
-    defect; undecided: those that were contended or flaky; suspects: components, most suspect first.
+    """One gate. fault: its name, or `HEALTHY`; status: the gate's exit status; caught: benchmarks with a defect;
+    undecided: those that were contended or flaky; suspects: components, most suspect first; seconds: what it took.
     """
 
     fault: str
@@ -54,6 +77,7 @@ class Trial:
     undecided: tuple[str, ...]
     suspects: tuple[str, ...]
     benchmarks: tuple[str, ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,13 +159,17 @@ class Matrix:
         trials = [trial for trial in self.of(fault) if benchmark in trial.benchmarks]
         return Rate(sum(benchmark in trial.caught for trial in trials), len(trials))
 
-    def history(self) -> History:
-        """Each trial under a fault as one defect, with the benchmarks that caught it. Raises SelectorError of none."""
+    def history(self, where: str = "") -> History:
+        """Each trial under a fault as one defect, with the benchmarks that caught it. Raises SelectorError of none.
+
+        where: the kind of machine and the day, for the history's source.
+        """
         defects = [trial for trial in self.trials if trial.fault != HEALTHY]
         caught = {
             name: [number for number, trial in enumerate(defects) if name in trial.caught] for name in self.benchmarks
         }
-        return History.of(caught, len(defects), source="fault matrix: " + ", ".join(self.faults))
+        source = f"fault matrix{' on ' * bool(where)}{where}: {', '.join(self.faults)}"
+        return History.of(caught, len(defects), source=source)
 
     def lines(self) -> Iterator[str]:
         """The table, for a terminal: rates with Wilson's 95 % intervals."""
@@ -182,7 +210,7 @@ def run(
         else:
             possible.append(fault.name)
     folder.mkdir(parents=True, exist_ok=True)
-    root = root or Path(__file__).resolve().parents[2]
+    root = root or ROOT
     if criteria is None:
         criteria = folder / "criteria"
         if not any(criteria.rglob("*.json")):
@@ -199,14 +227,21 @@ def run(
     for number, (name, repetition) in enumerate(plan, start=1):
         if (name, repetition) in done:
             continue
+        began = time.monotonic()
         trial = _gate(selection, name, repetition, criteria, root)
+        trial = replace(trial, seconds=time.monotonic() - began)
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(trial)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         trials.append(trial)
-        found = ", ".join(trial.caught) or "nothing"
-        report(f"gate {number} of {len(plan)}, {name}: status {trial.status}, caught by {found}")
+        spent = [each.seconds for each in trials if each.seconds]
+        left = sum(each not in {(t.fault, t.repetition) for t in trials} for each in plan)
+        found = f"caught by {len(trial.caught)} of {len(trial.benchmarks)}" if trial.caught else "nothing caught"
+        report(
+            f"gate {number} of {len(plan)}, {name}: status {trial.status}, {found}, {trial.seconds:.0f} s; about "
+            f"{left * sum(spent) / len(spent) / 60:.1f} minutes left"
+        )
     return trials
 
 
@@ -228,7 +263,8 @@ def read_trials(journal: Path) -> list[Trial]:
 
 
 def _learn(selection: Sequence[str], folder: Path, criteria: Path, root: Path, report: Callable[[str], object]) -> None:
-    for number in range(1, LEARNED + 1):
+    begun = len(read_runs(folder / "learned").runs)  # an interrupted matrix has some already
+    for number in range(min(begun, LEARNED - 1) + 1, LEARNED + 1):
         mode = "--learn" if number == LEARNED else "--record"
         arguments = [*selection, mode, "--runs", str(folder / "learned"), "--criteria", str(criteria)]
         done = _pytest(arguments, root)
@@ -248,7 +284,7 @@ def _gate(selection: Sequence[str], fault: str, repetition: int, criteria: Path,
     rows = [row for row in found[0].rows if is_metric(row)]
 
     def tests(*statuses: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row.test for row in rows if not statuses or row.status in statuses))
+        return tuple(dict.fromkeys(row.benchmark for row in rows if not statuses or row.status in statuses))
 
     suspects = tuple(str(name) for name, _ in found[0].facts["suspects"])
     undecided = tests("contended", "flaky")
@@ -268,28 +304,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Gate this machine under real faults and without them in turn, and say what was found.\n\n"
-            '  python -m systems.anubis.matrix suites/hardware -o matrix/ --fault "cpu_quota(0.3)" --repetitions 5\n\n'
-            "Writes trials.jsonl and history.json (for the Selector) into the folder; run again, it goes on."
+            "  python -m systems.anubis.matrix -o matrix/\n"
+            '  python -m systems.anubis.matrix suites/hardware -o matrix/ --fault "cpu_quota(0.5)" --repetitions 5\n\n'
+            "Six healthy runs are learned from first, unless --criteria says by what to judge. Writes trials.jsonl as\n"
+            "it goes, and history.json at its end: put that into criteria/KIND/ for `pytest --gate --select`. Stopped\n"
+            "and started again with the same folder, it goes on. Run it on a quiet machine, as root; the defaults\n"
+            "take about a quarter of an hour on two cores."
         ),
     )
-    parser.add_argument("selection", nargs="+", help="what to gate, as for pytest")
+    parser.add_argument("selection", nargs="*", help="what to gate, as for pytest (default: quick ones of each part)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where trials are kept")
-    parser.add_argument("--fault", action="append", required=True, metavar="NAME", help="a fault; give several times")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="gates under each fault (default 5)")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        metavar="NAME",
+        help=f"a fault; give several times (default: {', '.join(STRONG)})",
+    )
+    parser.add_argument("--repetitions", type=int, default=2, metavar="N", help="gates under each fault (default 2)")
     parser.add_argument("--criteria", type=Path, metavar="DIR", help="judge by these (default: learn here first)")
     given = parser.parse_args(arguments)
-    trials = run(
-        given.selection,
-        given.fault,
-        given.output,
-        repetitions=given.repetitions,
-        criteria=given.criteria,
-        report=lambda line: print(line, flush=True),
-    )
+    try:
+        trials = run(
+            given.selection or SELECTION,
+            given.fault or STRONG,
+            given.output,
+            repetitions=given.repetitions,
+            criteria=given.criteria,
+            report=lambda line: print(line, flush=True),
+        )
+    except (FaultError, MatrixError) as error:
+        print(f"matrix: {error}", file=sys.stderr)
+        return 2
     matrix = Matrix(tuple(trials))
     print("\n".join(matrix.lines()))
     if matrix.faults:
-        write_atomically(given.output / "history.json", matrix.history().to_json().encode())
+        where = f"{fingerprint(ROOT).kind}, {datetime.now(UTC):%Y-%m-%d}"
+        write_atomically(given.output / HISTORY, matrix.history(where).to_json().encode())
+        print(f"history: {given.output / HISTORY}")
     return 0
 
 

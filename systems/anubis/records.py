@@ -19,6 +19,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,9 @@ from systems.anubis.machine import from_json as machine_from_json
 from systems.anubis.machine import to_json as machine_to_json
 
 SCHEMA_VERSION = 1
+
+READERS = 4
+"""Run files read at a time: decoding one leaves the interpreter free for another's rows."""
 
 STATUSES = ("pass", "defect", "flaky", "contended", "new", "invalid", "recorded", "error")
 
@@ -55,6 +59,7 @@ class Measurement:
 
     values: the samples in the order they were taken, in `unit`; seconds: what the test cost;
     status: one of `STATUSES`; similarity, alpha, margin: in [0, 1], None if not judged;
+    series: whether the values are steps in order, of which a window may do; warmup: steps before the first of them;
     criterion: content hash of the criterion it was judged by; rival: the contender's name in a `versus`;
     claim: `<system>/<id>` of the paper's claim that it measures; evidence: what was seen to explain a verdict.
     """
@@ -71,6 +76,7 @@ class Measurement:
     seconds: float = 0.0
     rounds: int = 0
     warmup: int = 0
+    series: bool = False
     attempt: int = 0
     status: str = "recorded"
     similarity: float | None = None
@@ -88,11 +94,22 @@ class Measurement:
         """The metric id, the join key everywhere: `hardware/compute/gemm/throughput{device=cpu,n=2048}`."""
         return metric_id(self.metric, self.params)
 
+    @property
+    def benchmark(self) -> str:
+        """The test that measured it, without the metric: `hardware/compute/gemm{device=cpu,n=2048}`."""
+        return benchmark_of(self.id)
+
 
 def metric_id(metric: str, params: Mapping[str, str]) -> str:
     """`metric` with its parameters in sorted order; without parameters, `metric` alone."""
     inside = ",".join(f"{name}={params[name]}" for name in sorted(params))
     return f"{metric}{{{inside}}}" if inside else metric
+
+
+def benchmark_of(name: str) -> str:
+    """The benchmark of a metric id: suite, file and function, with its parameters; the metric's own name goes."""
+    metric, brace, params = name.partition("{")
+    return "/".join(metric.split("/")[:3]) + brace + params
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,7 @@ RUN_SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("rounds", pa.int32()),
         ("warmup", pa.int32()),
+        ("series", pa.bool_()),
         ("attempt", pa.int32()),
         ("status", pa.string()),
         ("similarity", pa.float64()),
@@ -329,6 +347,7 @@ def _row_from_json(data: Mapping[str, Any]) -> Measurement:
     given["values"] = tuple(given["values"])
     given["evidence"] = tuple(given.get("evidence") or ())
     given["noise"] = _noise_from(given.get("noise"))
+    given["series"] = bool(given.get("series"))  # files of before windows have none
     return Measurement(**given)
 
 
@@ -372,7 +391,8 @@ def read_run_file(path: Path) -> list[Run]:
     Raises SchemaTooNew for a file of a newer version, NotARunFile for anything that is not a run file.
     """
     try:
-        table = pq.read_table(path, memory_map=False)
+        # A run file is small: what readers of data sets do around one costs more than the file itself.
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise NotARunFile(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -382,27 +402,43 @@ def read_run_file(path: Path) -> list[Run]:
         check_version(int(metadata["maat.schema"]), path)
         headers = [_run_of_header(header) for header in json.loads(metadata["maat.runs"])]
         rows: dict[str, list[Measurement]] = {run.run_id: [] for run in headers}
+        params: dict[str, dict[str, str]] = {}
         for record in table.to_pylist():
-            record["params"] = json.loads(record["params"])
+            text = record["params"]
+            if text not in params:
+                params[text] = json.loads(text)
+            record["params"] = params[text].copy()
             rows[record["run_id"]].append(_row_from_json(record))
     except (KeyError, TypeError, ValueError) as error:
         raise NotARunFile(f"{path}: its metadata and rows do not fit together ({first_line(error)})") from error
     return [replace(run, rows=tuple(rows[run.run_id])) for run in headers]
 
 
-def read_runs(folder: Path) -> Runs:
-    """Every run in `folder`, oldest first. A bad file is skipped with its reason, and never deleted."""
+def read_runs(folder: Path, *, workers: int = READERS) -> Runs:
+    """Every run in `folder`, oldest first. A bad file is skipped with its reason, and never deleted.
+
+    workers: files read at a time. Thousands of files are better merged first (`compact`).
+    """
     found: dict[str, Run] = {}
     skipped: list[tuple[Path, str]] = []
-    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
-        try:
-            for run in read_run_file(path):
+    paths = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for path, runs in zip(paths, pool.map(_runs_or_reason, paths), strict=True):
+            if isinstance(runs, str):
+                skipped.append((path, runs))
+                continue
+            for run in runs:
                 if run.run_id in found:
                     skipped.append((path, f"run {run.run_id} is there already, from another file"))
                 found.setdefault(run.run_id, run)
-        except RecordsError as error:
-            skipped.append((path, str(error)))
     return Runs(tuple(sorted(found.values(), key=lambda run: run.started)), tuple(skipped))
+
+
+def _runs_or_reason(path: Path) -> list[Run] | str:
+    try:
+        return read_run_file(path)
+    except RecordsError as error:
+        return str(error)
 
 
 def compact(folder: Path) -> Path:

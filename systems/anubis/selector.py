@@ -201,25 +201,111 @@ def plan(
     return _plan_of(chosen, history, minutes, p, reached, method)
 
 
+@dataclass(frozen=True, eq=False)
+class Front:
+    """The choices that no other beats: sets of benchmarks, from none on, with rising minutes (k,) and coverage (k,)."""
+
+    sets: tuple[frozenset[str], ...]
+    minutes: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+
+
+def front(history: History, minutes: Mapping[str, float]) -> Front:
+    """Every set of benchmarks that covers more than all cheaper ones. Raises UnknownBenchmark, SelectorError."""
+    _check(history, minutes, 0.5, None, "exact")
+    sets = [frozenset[str]()]
+    caught = 0
+    most = sum(count for pattern, count in history.patterns.items() if pattern & frozenset(minutes))
+    if len(minutes) <= ENUMERATED:
+        names, costs, catches = _subsets(history, minutes)
+        for subset in np.lexsort((-catches, costs)):
+            if catches[subset] > caught:
+                caught = int(catches[subset])
+                sets.append(frozenset(_members(names, int(subset))))
+    while caught < most:
+        chosen = _cover(history, minutes, caught + 1, "exact")
+        caught = _caught(history, chosen)
+        sets.append(frozenset(chosen))
+    cost = np.array([sum(minutes[name] for name in each) for each in sets])
+    return Front(tuple(sets), cost, np.array([history.coverage(each) for each in sets]))
+
+
+def picks(p: ArrayLike, choices: Front, price: float) -> NDArray[np.intp]:
+    """(nodes,): for each node the choice of least minutes + price x risk, the risk being -log(1 - p (1 - C))."""
+    left = _log_risk(_chances(p), choices)
+    return np.argmin(choices.minutes[None, :] + price * left, axis=1)
+
+
+def price_of_risk(p: ArrayLike, choices: Front, p0: float) -> float:
+    """The least price of risk at which the nodes' own choices (`picks`) bring a job's risk down to `p0`.
+
+    0 where no validation is needed, infinity where everything is not enough. The risk of a job adds up over its nodes
+    in logarithms, so one price makes each node's choice its own (Lagrange).
+    """
+    chances = _chances(p)
+    if not 0 < p0 < 1:
+        raise SelectorError(f"p0 is a probability in (0, 1), not {p0}")
+    left, target = _log_risk(chances, choices), -math.log1p(-p0) + ROUNDING
+    rows = np.arange(len(chances))
+
+    def reached(price: float) -> bool:
+        chosen = np.argmin(choices.minutes[None, :] + price * left, axis=1)
+        return bool(left[rows, chosen].sum() <= target)
+
+    if left[:, 0].sum() <= target:
+        return 0.0
+    if left[:, -1].sum() > target:
+        return math.inf
+    low, high = 0.0, 1.0
+    while not reached(high):
+        low, high = high, 4.0 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def plan_nodes(p: ArrayLike, choices: Front, p0: float) -> NDArray[np.intp]:
+    """(nodes,): what each node of a job is validated by, as indices of `choices`, for a risk of `p0` at most.
+
+    The minutes in all are close to the least: what the price of risk overshoots is taken back node by node, and they
+    are never more than those of the best set that is the same for all. Where p0 is out of reach, everything runs.
+    """
+    chances = _chances(p)
+    price = price_of_risk(chances, choices, p0)
+    if price == 0.0 or math.isinf(price):
+        return np.full(len(chances), 0 if price == 0.0 else len(choices.sets) - 1)
+    left, target = _log_risk(chances, choices), -math.log1p(-p0) + ROUNDING
+    chosen = picks(chances, choices, price)
+    spare = target - left[np.arange(len(chances)), chosen].sum()
+    # Cheaper choices, most minutes first, as long as the target holds.
+    saved = choices.minutes[chosen][:, None] - choices.minutes[None, :]
+    for node, choice in zip(*np.unravel_index(np.argsort(-saved, axis=None), saved.shape), strict=True):
+        gain = choices.minutes[chosen[node]] - choices.minutes[choice]
+        more = left[node, choice] - left[node, chosen[node]]
+        if gain > 0 and more <= spare:
+            spare -= more
+            chosen[node] = choice
+    same = int(np.argmax(left.sum(axis=0) <= target))
+    if choices.minutes[chosen].sum() > len(chances) * choices.minutes[same]:
+        chosen = np.full(len(chances), same)
+    return chosen
+
+
+def _log_risk(chances: NDArray[np.float64], choices: Front) -> NDArray[np.float64]:
+    return -np.log1p(-np.minimum(chances[:, None] * (1.0 - choices.coverage[None, :]), 1 - 1e-15))
+
+
 def decide(p: ArrayLike, history: History, minutes: Mapping[str, float], *, hours_lost_per_incident: float) -> Plan:
     """The plan of least expected cost in node-hours: n T(B) + P(B) n hours_lost_per_incident.
 
     Every coverage on the exact cost-coverage front is tried, so the answer is exact.
     """
-    _check(history, minutes, 0.5, None, "exact")
     n = len(_chances(p))
-    best: tuple[str, ...] = ()
-    least = risk(p) * n * hours_lost_per_incident
-    caught = 0
-    most = sum(count for pattern, count in history.patterns.items() if pattern & frozenset(minutes))
-    while caught < most:
-        chosen = _cover(history, minutes, caught + 1, "exact")
-        caught = sum(count for pattern, count in history.patterns.items() if pattern & frozenset(chosen))
-        hours = sum(minutes[name] for name in chosen) / 60
-        cost = n * hours + risk(p, history.coverage(chosen)) * n * hours_lost_per_incident
-        if cost < least - ROUNDING:
-            best, least = chosen, cost
-    return _plan_of(best, history, minutes, p, True, "exact")
+    choices = front(history, minutes)
+    risks = np.array([risk(p, covered) for covered in choices.coverage])
+    cost = n * choices.minutes / 60 + risks * n * hours_lost_per_incident
+    return _plan_of(choices.sets[int(np.argmin(cost))], history, minutes, p, True, "exact")
 
 
 def _chances(p: ArrayLike) -> NDArray[np.float64]:

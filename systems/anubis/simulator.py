@@ -15,14 +15,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from systems.anubis.selector import History, Plan, coverage_needed, plan, risk
+from systems.anubis.selector import Front, History, front, picks, price_of_risk
+from systems.anubis.survival import Exponential, Intervals
 
 Policy = Literal["none", "full", "random", "selector", "oracle"]
 POLICIES: tuple[Policy, ...] = ("none", "full", "random", "selector", "oracle")
@@ -71,6 +73,9 @@ class Scenario:
     imperfect          chance that a repair leaves the defect in, found only by validating after repair
     repair_day, repair_two_weeks   shares of repairs longer than that; the log-normal repair time is fitted to both
     p0                 the selector's target risk of a job; random_count: benchmarks of the random policy
+    trace              where given, nodes fail as its nodes did: each simulated node relives one of them, drawn at
+                       random, up-time by up-time, and goes on at the rate of its count where the trace ends
+                       (`first` and `twentieth` then say nothing)
     """
 
     nodes: int = 512
@@ -89,6 +94,7 @@ class Scenario:
     random_count: int = 3
     history: History = field(default_factory=reference_history)
     minutes: Mapping[str, float] = field(default_factory=lambda: dict(REFERENCE_MINUTES))
+    trace: Intervals | None = None
 
     def __post_init__(self) -> None:
         def refuse(text: str) -> None:
@@ -117,8 +123,20 @@ class Scenario:
             refuse(f"random_count is {self.random_count}, of {len(self.minutes)} benchmarks")
 
     def rate(self, incidents: int) -> float:
-        """Defects per hour in use of a node after so many incidents."""
+        """Defects per hour in use of a node after so many incidents: the trace's rates, where there is one."""
+        if self.trace is not None:
+            return float(self._rates[min(incidents, len(self._rates) - 1)])
         return 1.0 / (self.first * (self.twentieth / self.first) ** (min(incidents, 19) / 19))
+
+    @cached_property
+    def _rates(self) -> NDArray[np.float64]:
+        assert self.trace is not None
+        return Exponential(most=6).fit(self.trace).rates
+
+    @cached_property
+    def choices(self) -> Front:
+        """The sets of benchmarks worth considering."""
+        return front(self.history, self.minutes)
 
     def repair_parameters(self) -> tuple[float, float]:
         """(mu, sigma) of the log of the repair time in hours."""
@@ -149,7 +167,7 @@ class _Fleet:
         self.s, self.policy, self.random = scenario, policy, np.random.default_rng(seed)
         patterns = sorted(scenario.history.patterns.items(), key=lambda pair: sorted(pair[0]))
         self.patterns = [pattern for pattern, _ in patterns]
-        self.shares = np.array([count for _, count in patterns], dtype=float) / scenario.history.total
+        self.up_to = np.cumsum([count for _, count in patterns]) / scenario.history.total
         self.defect: list[frozenset[str] | None] = [None] * scenario.nodes
         self.incidents = np.zeros(scenario.nodes, dtype=int)
         self.exposed = np.zeros(scenario.nodes)  # hours in use since a validation or repair
@@ -160,7 +178,11 @@ class _Fleet:
         self.in_jobs = self.kept = self.validated = 0.0
         self.broken = 0
         self.found: Counter[str] = Counter()
-        self.select = lru_cache(maxsize=None)(self._cheapest)
+        self.everything = frozenset(scenario.minutes)
+        self.hours_of: dict[frozenset[str], float] = {}
+        self.coverage_of: dict[frozenset[str], float] = {}
+        self.relived = self._relived()
+        self.until = [self._next_defect(node) for node in range(scenario.nodes)]
 
     def run(self) -> Outcome:
         end = self.s.days * 24
@@ -191,19 +213,20 @@ class _Fleet:
         while len(self.free) >= self.s.gang and now < end:
             self.random.shuffle(self.free)
             gang: list[int] = []
-            chosen: frozenset[str] | None = None
+            price = self._price(self.free[-self.s.gang :])
+            waits = 0.0
             while self.free and len(gang) < self.s.gang:
-                if chosen is None:
-                    chosen = self._choice(self.free[-self.s.gang :])
                 node = self.free.pop()
+                chosen = self._choice(node, price)
+                waits = max(waits, self._hours(chosen))
                 if self._caught(node, chosen):
                     self._repair(node, now + self._hours(chosen))
                 else:
                     gang.append(node)
             if len(gang) < self.s.gang:
-                self._push(now + max(self._hours(chosen or frozenset()), 1.0), "back", tuple(gang))
+                self._push(now + max(waits, 1.0), "back", tuple(gang))
                 return
-            self._job(gang, now + self._hours(chosen or frozenset()), end)
+            self._job(gang, now + waits, end)
 
     def _job(self, gang: list[int], start: float, end: float) -> None:
         """Run a job on validated nodes; everything that will happen in it is drawn at its start."""
@@ -215,16 +238,20 @@ class _Fleet:
             if self.defect[node] is not None:
                 at = self.random.exponential(s.latency)
             else:
-                at = self.random.exponential(1.0 / s.rate(int(self.incidents[node])))
+                at = self.until[node]
                 if self.random.random() >= s.sudden:
                     arisen.append((at, node))
                     continue
             if at < strike:
                 strike, victim = at, node
-        for at, node in arisen:
-            if at < strike:
-                self.defect[node] = self.patterns[self.random.choice(len(self.patterns), p=self.shares)]
+        fresh = {node for at, node in arisen if at < strike}
+        for node in sorted(fresh):
+            self.defect[node] = self._kind_of_defect()
         self.exposed[gang] += strike
+        for node in gang:
+            if self.defect[node] is None or node in fresh:
+                at = self.until[node]
+                self.until[node] = at - strike if at >= strike and node != victim else self._next_defect(node)
         self.in_jobs += strike * s.gang
         kept = strike if victim is None and planned == s.job else math.floor(strike / s.checkpoint) * s.checkpoint
         self.kept += kept * s.gang
@@ -233,9 +260,27 @@ class _Fleet:
             self.broken += 1
             self.incidents[victim] += 1
             if self.defect[victim] is None:
-                self.defect[victim] = self.patterns[self.random.choice(len(self.patterns), p=self.shares)]
+                self.defect[victim] = self._kind_of_defect()
             self._repair(victim, start + strike)
         self._push(start + strike, "back", rest)
+
+    def _relived(self) -> list[list[float]]:
+        """(nodes,) what each node has before it of a node of the trace, the next up-time last; all empty without."""
+        trace = self.s.trace
+        if trace is None:
+            return [[] for _ in range(self.s.nodes)]
+        # A last up-time that was cut off by the end of the trace tells of no failure, and is not relived.
+        pasts = [list(trace.stop[(trace.node == node) & trace.event])[::-1] for node in np.unique(trace.node)]
+        return [list(pasts[drawn]) for drawn in self.random.integers(len(pasts), size=self.s.nodes)]
+
+    def _next_defect(self, node: int) -> float:
+        """Hours in use until the next defect of a node."""
+        if self.relived[node]:
+            return float(self.relived[node].pop())
+        return float(self.random.exponential(1.0 / self.s.rate(int(self.incidents[node]))))
+
+    def _kind_of_defect(self) -> frozenset[str]:
+        return self.patterns[int(np.searchsorted(self.up_to, self.random.random(), side="right"))]
 
     def _repair(self, node: int, now: float) -> None:
         self._push(now + float(self.random.lognormal(self.mu, self.sigma)), "repaired", (node,))
@@ -245,14 +290,25 @@ class _Fleet:
         left = self.random.random() < self.s.imperfect
         if not left or self.policy == "oracle":
             self.defect[node] = None
-        elif self.policy in {"full", "selector"} and self._caught(node, frozenset(self.s.minutes)):
-            self._repair(node, now + self._hours(frozenset(self.s.minutes)))
+        elif self.policy in {"full", "selector"} and self._caught(node, self.everything):
+            self._repair(node, now + self._hours(self.everything))
             return
         self.exposed[node] = 0.0
+        if self.s.trace is None:  # it may have failed once more since this was drawn
+            self.until[node] = self._next_defect(node)
         self.free.append(node)
 
     def _hours(self, chosen: frozenset[str]) -> float:
-        return sum(self.s.minutes[name] for name in chosen) / 60
+        hours = self.hours_of.get(chosen)
+        if hours is None:
+            hours = self.hours_of[chosen] = sum(self.s.minutes[name] for name in chosen) / 60
+        return hours
+
+    def _coverage(self, chosen: frozenset[str]) -> float:
+        covered = self.coverage_of.get(chosen)
+        if covered is None:
+            covered = self.coverage_of[chosen] = self.s.history.coverage(chosen)
+        return covered
 
     def _caught(self, node: int, chosen: frozenset[str]) -> bool:
         """Validate a node: what it takes is spent, and whether its defect shows."""
@@ -261,30 +317,32 @@ class _Fleet:
             return pattern is not None
         self.validated += self._hours(chosen)
         if chosen and not (pattern or frozenset()) & chosen:
-            self.exposed[node] *= 1.0 - self.s.history.coverage(chosen)
+            self.exposed[node] *= 1.0 - self._coverage(chosen)
         if pattern is None or not pattern & chosen:
             return False
         self.found[min(pattern & chosen)] += 1
         return True
 
-    def _choice(self, gang: Iterable[int]) -> frozenset[str]:
-        names = sorted(self.s.minutes)
-        if self.policy == "full":
-            return frozenset(names)
-        if self.policy == "random":
-            return frozenset(self.random.choice(names, self.s.random_count, replace=False).tolist())
+    def _price(self, gang: Sequence[int]) -> float:
+        """What a job's risk is worth in minutes of validation, for the nodes that are to run it."""
         if self.policy != "selector":
-            return frozenset()
-        p = [1 - math.exp(-self.s.rate(int(self.incidents[node])) * self.exposed[node]) for node in gang]
-        if risk(p) <= self.s.p0:
-            return frozenset()
-        needed = coverage_needed(p, self.s.p0)
-        return self.select(math.ceil(needed * 200) / 200)
+            return 0.0
+        return price_of_risk([self._chance(node) for node in gang], self.s.choices, self.s.p0)
 
-    def _cheapest(self, needed: float) -> frozenset[str]:
-        """The cheapest benchmarks with at least this coverage: a gang of one with risk 1 asks for exactly that."""
-        chosen: Plan = plan([1.0], self.s.history, self.s.minutes, p0=min(max(1.0 - needed, 1e-9), 1 - 1e-9))
-        return frozenset(chosen.benchmarks)
+    def _chance(self, node: int) -> float:
+        return 1.0 - math.exp(-self.s.rate(int(self.incidents[node])) * float(self.exposed[node]))
+
+    def _choice(self, node: int, price: float) -> frozenset[str]:
+        if self.policy == "full":
+            return self.everything
+        if self.policy == "random":
+            names = sorted(self.s.minutes)
+            return frozenset(self.random.choice(names, self.s.random_count, replace=False).tolist())
+        if self.policy != "selector" or price == 0.0:
+            return frozenset()
+        if math.isinf(price):
+            return self.s.choices.sets[-1]
+        return self.s.choices.sets[int(picks([self._chance(node)], self.s.choices, price)[0])]
 
 
 def simulate(scenario: Scenario, policy: Policy, seed: int = 0) -> Outcome:
@@ -310,6 +368,8 @@ def interval(values: Iterable[float]) -> Interval:
     x = np.asarray(list(values), dtype=np.float64)
     if len(x) < 2:
         raise ValueError("an interval needs two seeds at least")
+    if np.isinf(x).any():  # a policy under which some seed saw no incident: there is no mean, and no upper end
+        return Interval(math.inf, float(x.min()), math.inf)
     half = float(stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 

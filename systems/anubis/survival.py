@@ -269,12 +269,44 @@ class Exponential:
         self._rates = rates
         return self
 
-    def survival(self, features: Floats, hours: ArrayLike) -> Floats:
-        """exp(-rate t)."""
+    @property
+    def rates(self) -> Floats:
+        """(counts,) incidents per hour up, by the number of incidents so far; the last one holds beyond."""
         if self._rates is None:
             raise NotFitted(f"{self.name}: call fit first")
-        level = np.minimum(features[:, self._column].astype(int), len(self._rates) - 1)
-        return np.exp(-self._rates[level][:, None] * np.atleast_1d(np.asarray(hours, dtype=np.float64)))
+        return self._rates
+
+    def chances(self, incidents: ArrayLike, hours: float) -> Floats:
+        """(n,): P of an incident within `hours` for nodes with `incidents` (n,) so far; a constant rate has no age."""
+        past = np.atleast_1d(np.asarray(incidents))
+        if not hours >= 0 or np.any(past < 0):
+            raise SurvivalError(f"hours and past incidents are not negative: {hours}, {past.tolist()}")
+        return -np.expm1(-self.rates[np.minimum(past.astype(int), len(self.rates) - 1)] * hours)
+
+    def to_json(self, source: str) -> str:
+        """The rates with where they come from; `load` reads it."""
+        rates = [float(f"{rate:.6g}") for rate in self.rates]
+        return json.dumps({"incidents_per_hour": rates, "source": source}, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Exponential, str]:
+        """The model and the source that `to_json` was given. Raises BadHistory for anything else."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            rates = np.array([float(rate) for rate in data["incidents_per_hour"]])
+            source = str(data["source"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BadHistory(f"{path}: not an incident model: {error}") from error
+        if len(rates) == 0 or not np.all(np.isfinite(rates) & (rates > 0)):
+            raise BadHistory(f"{path}: expected positive incidents per hour, not {rates.tolist()}")
+        model = cls(by_count=len(rates) > 1, most=len(rates) - 1)
+        model._rates = rates
+        return model, source
+
+    def survival(self, features: Floats, hours: ArrayLike) -> Floats:
+        """exp(-rate t)."""
+        level = np.minimum(features[:, self._column].astype(int), len(self.rates) - 1)
+        return np.exp(-self.rates[level][:, None] * np.atleast_1d(np.asarray(hours, dtype=np.float64)))
 
 
 class CoxPH:

@@ -163,6 +163,38 @@ class Criterion:
         status: Literal["pass", "defect"] = "defect" if near <= self.alpha + TIE else "pass"
         return Verdict(status, near, self.alpha, near - self.alpha)
 
+    def judge_all(self, samples: Samples) -> tuple[NDArray[np.bool_], Floats]:
+        """Judge the samples of many nodes at once, as `judge` does one: (n,) whether each is a defect, and (n,) its
+        one-sided similarity, NaN (and no defect) where the sample is invalid. Samples are as in `learn`.
+        """
+        C = self.quantiles
+        if isinstance(samples, np.ndarray) and samples.ndim == 1 and samples.dtype.kind == "f" and len(C) == 1:
+            return self._judge_scalars(samples.astype(np.float64, copy=False), float(C[0]))
+        X, valid = population(samples)
+        if len(X) != len(C) and len(X) < QUANTILES:  # whole samples, which any number of quantiles can be taken of
+            X = np.array([quantiles(column, len(C)) for column in X.T]).reshape(-1, len(C)).T
+        elif len(X) != len(C):
+            whole = [quantiles(row, len(C)) for row, good in zip(samples, valid, strict=True) if good]
+            X = np.array(whole).reshape(-1, len(C)).T
+        low, high = min_max_means(X, C)
+        near = np.full(len(valid), np.nan)
+        near[valid] = toward(low, high, float(C.mean()), self.better)
+        with np.errstate(invalid="ignore"):
+            return near <= self.alpha + TIE, near
+
+    def _judge_scalars(self, x: Floats, centre: float) -> tuple[NDArray[np.bool_], Floats]:
+        """`judge_all` of one number a node: ratios, in as few passes over memory as they take."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            near = np.divide(x, centre) if self.better != "lower" else np.divide(centre, x)
+            if self.better == "target":
+                np.minimum(near, np.divide(centre, x), out=near)
+            np.minimum(near, 1.0, out=near)
+            good = x > 0
+            good &= x < np.inf
+            if not good.all():
+                near[~good] = np.nan
+            return near <= self.alpha + TIE, near
+
 
 @dataclass(frozen=True, eq=False)
 class Learned:
@@ -402,21 +434,28 @@ def _conformal_bound(
     in a heavy tail that the exclusion cut drops them come on top of delta.
     """
     largest = 0.0
-    fit, held_out = _halves(X, healthy)
+    fit, held_out = _halves(X, healthy, orders)
     for _ in range(2):
         centre = X[:, most_central(X, members_only(orders, fit))]
         low, high = min_max_means(X, centre)
-        scores = np.sort(1.0 - toward(low, high, float(centre.mean()), better)[held_out])
+        scores = 1.0 - toward(low, high, float(centre.mean()), better)[held_out]
         rank = math.ceil((len(scores) + 1) * (1.0 - delta) - 1e-9)
-        largest = max(largest, float(scores[rank - 1]))
+        largest = max(largest, float(np.partition(scores, rank - 1)[rank - 1]))
         fit, held_out = held_out, fit
     return largest
 
 
-def _halves(X: Floats, healthy: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Two random halves of the healthy nodes, drawn over ranks: the order of nodes does not change them."""
-    members = np.flatnonzero(healthy)
-    members = members[np.argsort(X[:, members].mean(axis=0), kind="stable")]
+def _halves(
+    X: Floats, healthy: NDArray[np.bool_], orders: NDArray[np.int32]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two random halves of the healthy nodes, drawn over ranks: the order of nodes does not change them.
+
+    orders: the row orders of the healthy; scalars are in the order of their ranks there already.
+    """
+    members = orders[0]
+    if len(X) > 1:
+        members = np.flatnonzero(healthy)
+        members = members[np.argsort(X[:, members].mean(axis=0), kind="stable")]
     shuffled = members[np.random.default_rng(len(members)).permutation(len(members))]
     first = np.zeros(len(healthy), dtype=bool)
     first[shuffled[: len(members) // 2]] = True
