@@ -1,0 +1,136 @@
+"""SAFE as a tool: `python -m systems.safe verify FILE...`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from systems.safe.gate import gate
+from systems.safe.solve import Cache
+from systems.safe.syntax import ProgramProblem, SafeError, Source
+from systems.safe.verifier import EDITIONS, Limits, Report, plan, verify_many
+
+_EPILOG = """\
+exit status: 0 everything verified (gate: honest), 1 not, 2 bad use
+
+  python -m systems.safe verify proof.rs               the verdict, with the place of everything that fails
+  python -m systems.safe verify *.rs --json            one JSON object a line
+  python -m systems.safe verify proof.rs --smt out/    the obligations as SMT-LIB 2 files
+  python -m systems.safe gate task.rs candidate.rs     does the candidate only add a proof to the task?
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m systems.safe", description="Verify Rust programs written in Verus.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("verify", help="prove programs, or say what fails where")
+    one.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    one.add_argument(
+        "--edition", choices=EDITIONS, default="current", help="which verifier's rules hold (default: current)"
+    )
+    one.add_argument("--json", action="store_true", help="a JSON object for each file instead of text")
+    one.add_argument("--smt", type=Path, metavar="DIR", help="also write every region's script there")
+    one.add_argument("--cache", type=Path, metavar="DIR", help="keep verdicts there by content")
+    one.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    one.add_argument(
+        "--rlimit", type=int, default=Limits().rlimit, metavar="N", help="resource units for an obligation"
+    )
+    two = commands.add_parser("gate", help="refuse candidates that change the task or take things on faith")
+    two.add_argument("task", type=Path)
+    two.add_argument("candidate", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        return _verify(args) if args.command == "verify" else _gate(args)
+    except (OSError, SafeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        print(f"{path}: error: not UTF-8: {error}", file=sys.stderr)
+        return None
+
+
+def _verify(args: argparse.Namespace) -> int:
+    texts = [_read(path) for path in args.files]
+    limits = Limits(rlimit=args.rlimit, workers=args.workers)
+    cache = Cache(args.cache) if args.cache is not None else None
+    status = 1 if None in texts else 0
+    readable = [(path, text) for path, text in zip(args.files, texts, strict=True) if text is not None]
+    reports = verify_many([text for _, text in readable], edition=args.edition, limits=limits, cache=cache)
+    for number, ((path, text), report) in enumerate(zip(readable, reports, strict=True), 1):
+        if not report.ok:
+            status = 1
+        if args.json:
+            print(json.dumps({"file": str(path), **dataclasses.asdict(report)}), flush=True)
+        else:
+            print(render(path, text, report), flush=True)
+        if len(readable) > 1 and sys.stderr.isatty():
+            print(
+                f"\r{number}/{len(readable)}", end="" if number < len(readable) else "\n", file=sys.stderr, flush=True
+            )
+        if args.smt is not None:
+            _write_scripts(args.smt, path, text, args.edition, limits)
+    return status
+
+
+def _write_scripts(folder: Path, path: Path, text: str, edition: str, limits: Limits) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = plan(text, edition=edition, limits=limits)
+    for number, (region, script) in enumerate(zip(made.regions, made.scripts, strict=True)):
+        (folder / f"{path.stem}.{number:03}.{region.function.replace(':', '_')}.{region.what}.smt2").write_text(
+            script.text + "\n", encoding="utf-8"
+        )
+
+
+def render(path: Path, text: str, report: Report) -> str:
+    """Diagnostics in rustc's manner, and Verus's summary line."""
+    source = Source(text)
+    lines = []
+    for problem in report.diagnostics:
+        shown = source.line(problem.line)
+        width = len(str(problem.line))
+        lines += [
+            f"error: {problem.message}",
+            f"{' ' * width}--> {path}:{problem.line}:{problem.column}",
+            f"{problem.line} | {shown}",
+            f"{' ' * width} | {' ' * (problem.column - 1)}^",
+        ]
+        lines += [f"{' ' * width} = line {line}: {label}" for line, label in problem.labels]
+        lines.append("")
+    suffix = " (not checked further)" if report.compile_error else ""
+    errors = report.errors or (1 if report.compile_error else 0)
+    lines.append(f"verification results:: {report.verified} verified, {errors} errors{suffix}")
+    return "\n".join(lines)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    task, candidate = _read(args.task), _read(args.candidate)
+    if task is None or candidate is None:
+        return 1
+    try:
+        violations = gate(task, candidate)
+    except ProgramProblem as problem:
+        line, column = Source(task).position(problem.span.start)
+        print(f"{args.task}:{line}:{column}: error: {problem}", file=sys.stderr)
+        return 2
+    for violation in violations:
+        print(f"{args.candidate}:{violation.line}: {violation.kind}: {violation.message}")
+    if not violations:
+        print("honest: the candidate adds nothing but ghost code")
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
