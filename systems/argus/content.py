@@ -18,7 +18,18 @@ from systems.argus.errors import ArgusError, CapacityError
 from systems.argus.tokens import keccak
 from systems.argus.watermark import Image, embed
 
-__all__ = ["Store", "join", "load_image", "make_versions", "png", "read_json", "segments", "unpng", "write_json"]
+__all__ = [
+    "Store",
+    "join",
+    "load_image",
+    "make_versions",
+    "png",
+    "read_json",
+    "segments",
+    "unpng",
+    "write_image",
+    "write_json",
+]
 
 
 def _grid(number: int) -> tuple[int, int]:
@@ -100,6 +111,11 @@ def _write(path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def write_image(path: Path, image: Image) -> None:
+    """A PNG file, whole or not at all."""
+    _write(path, png(image))
 
 
 def write_json(path: Path, record: Any) -> None:
