@@ -110,7 +110,7 @@ def read(output: str, goals: int, rlimit: int) -> Answer:
 def cross_check(one: Script, seconds: float = 20.0) -> tuple[str, ...]:
     """The same script decided by cvc5: for each check `proved` or `unknown`. Raises BackendProblem without cvc5."""
     try:
-        import cvc5  # type: ignore[import-untyped]
+        import cvc5
     except ImportError as error:
         raise BackendProblem("the cross-check needs cvc5: pip install cvc5") from error
     lines = [line for line in one.text.splitlines() if not line.startswith(("(set-option", "(get-info"))]
