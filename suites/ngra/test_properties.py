@@ -1,0 +1,39 @@
+"""Whatever the program, the graph and the plan: the values and gradients of the reference."""
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from suites.ngra.programs import Program, assert_equal_results, data, expressions, gradients, graphs
+from systems.ngra import reference
+from systems.ngra import settings as how
+
+# Each new kernel takes a compiler half a second, so that a failing program is not made smaller here.
+UNSHRUNK = (Phase.explicit, Phase.generate)
+ACCUMULATORS = st.sampled_from(["sum", "mean", "max", "min", "softmax"])
+
+
+def compare(tree, accumulator, graph, width, seed, whole, **chosen):
+    layer = Program(tree, accumulator, width).double()
+    x, edge = data(graph, width, seed, whole=whole)
+    want = gradients(layer, lambda: reference(layer, graph, x, edge), x, edge)
+    with how(**chosen):
+        got = gradients(layer, lambda: layer(graph, x, edge), x, edge)
+    assert_equal_results(got, want, 1e-9, 1e-10)
+
+
+@settings(max_examples=30, phases=UNSHRUNK)
+@given(expressions(), ACCUMULATORS, graphs(), st.sampled_from([1, 2, 5, 16]), st.integers(0, 99), st.booleans())
+def test_any_program_in_generated_kernels_equals_the_reference(tree, accumulator, graph, width, seed, whole):
+    compare(tree, accumulator, graph, width, seed, whole)
+
+
+@settings(max_examples=100)
+@given(expressions(), ACCUMULATORS, graphs(), st.sampled_from([1, 2, 5, 16]), st.integers(0, 99), st.booleans())
+def test_any_optimised_program_in_blocks_equals_the_reference(tree, accumulator, graph, width, seed, whole):
+    compare(tree, accumulator, graph, width, seed, whole, backend="torch")
+
+
+@settings(max_examples=50)
+@given(expressions(), ACCUMULATORS, graphs(), st.sampled_from([1, 5]), st.integers(0, 99), st.booleans())
+def test_any_program_without_the_optimiser_equals_the_reference(tree, accumulator, graph, width, seed, whole):
+    compare(tree, accumulator, graph, width, seed, whole, optimize=False)

@@ -1,0 +1,32 @@
+"""NGra: graph neural networks as vertex programs, at the speed of memory and beyond its size (arXiv 1810.08403)."""
+
+from systems.ngra.graph import (
+    ArcWeight,
+    BudgetError,
+    Graph,
+    GraphError,
+    NGraError,
+    ProgramError,
+    StoreError,
+    gcn_norm,
+    rmat,
+)
+from systems.ngra.passes import Plan
+from systems.ngra.program import Layer, settings
+from systems.ngra.reference import reference
+
+__all__ = [
+    "ArcWeight",
+    "BudgetError",
+    "Graph",
+    "GraphError",
+    "Layer",
+    "NGraError",
+    "Plan",
+    "ProgramError",
+    "StoreError",
+    "gcn_norm",
+    "reference",
+    "rmat",
+    "settings",
+]
