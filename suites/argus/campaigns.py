@@ -41,8 +41,8 @@ class Deal:
 class Campaign:
     """The contract, the owner's key, and moves by name of licence and account."""
 
-    def __init__(self, chain, settings=SMALL):
-        self.chain, self.settings, self.key = chain, settings, OwnerKey.new()
+    def __init__(self, chain, settings=SMALL, key=None):
+        self.chain, self.settings, self.key = chain, settings, key or OwnerKey.new()
         self.owner, self.licensee, *self.informers = chain.accounts
         self.court: Court = deploy(chain, self.key, settings, sender=self.owner)
 

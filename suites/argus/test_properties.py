@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from suites.argus.campaigns import SMALL, Campaign, Deal
 from systems import evm
-from systems.argus import Reverted, reward
+from systems.argus import OwnerKey, Reverted, reward
 from systems.argus.audit import bond, replay
 from systems.argus.court import State
 from systems.argus.tokens import commitment
@@ -24,6 +24,8 @@ pytestmark = pytest.mark.component("compute")
 SETTINGS = replace(SMALL, periods=3, period=1000, contest=1200, patience=800)
 ACCOUNTS = st.integers(0, 6)
 NAMES = [b"film", b"song"]
+KEY = OwnerKey.new()
+SECRETS: dict[bytes, Deal] = {}
 
 
 @dataclass
@@ -46,16 +48,23 @@ class Market(RuleBasedStateMachine):
 
     @initialize()
     def open(self):
-        self.campaign = Campaign(self.chain(), SETTINGS)
+        self.campaign = Campaign(self.chain(), SETTINGS, KEY)
         self.accounts = self.campaign.chain.accounts
         self.licences: dict[bytes, Model] = {}
-        self.deals = {name: self.campaign.new_deal(name, licensee=self.accounts[1 + n]) for n, name in enumerate(NAMES)}
+        self.deals = {name: self.deal(n, name) for n, name in enumerate(NAMES)}
         self.commits: dict[bytes, tuple[int, str, bytes, int, int]] = {}  # period, informer, film, version, token's
         self.reports: dict[bytes, bool] = {}  # commitment -> counted
         self.claimed: set[bytes] = set()
         self.owed: Counter[str] = Counter()
         self.held = 0
         self.start = self.campaign.start
+
+    def deal(self, number, name):
+        """The secrets of a licence are the same in every example: what is drawn must not depend on chance."""
+        if name not in SECRETS:
+            SECRETS[name] = self.campaign.new_deal(name)
+        deal = SECRETS[name]
+        return replace(deal, terms=replace(deal.terms, licensee=self.accounts[1 + number], root=bytes(32)))
 
     # what the rules say --------------------------------------------------------------------------------------
 
