@@ -74,7 +74,7 @@ def test_several_calls_in_one_test_have_names_of_their_own(project):
 def test_steps_keep_their_order_and_leave_the_warm_up_out(project):
     body = """
 def test_x(measure):
-    done = [time.sleep(0.002 * (i + 1)) or i for i in measure.steps(6, work=4, unit="sample/s", warmup=2)]
+    done = [time.sleep(0.003 * 2**i) or i for i in measure.steps(6, work=4, unit="sample/s", warmup=2)]
     assert done == list(range(8 if measure.full else 4))
 """
     result, rows = project(body, "--record")
