@@ -153,8 +153,7 @@ def test_a_locality_order_lowers_theta(data):
     assert graph.chunked(4096, "degree").theta() < shuffled.theta()
 
 
-@pytest.mark.claim("ngra/fused-gather")
-def test_backward_keeps_nothing_of_the_size_of_the_arcs(claim):
+def test_backward_keeps_nothing_of_the_size_of_the_arcs():
     """Tensors that autograd holds between forward and backward, at 8 times the arcs."""
     held = []
     for arcs in (2_000, 16_000):
@@ -170,7 +169,7 @@ def test_backward_keeps_nothing_of_the_size_of_the_arcs(claim):
             layer(graph, x.requires_grad_())
         held.append(sum(kept.values()))
     assert held[1] > 0
-    assert claim.holds(held[1] - held[0])
+    assert held[1] <= held[0]
 
 
 @pytest.mark.claim("ngra/small-graph-speedup")
