@@ -345,7 +345,7 @@ def _messages(task: Task, tensors: Sequence[Tensor], src: Tensor, dst: Tensor, b
     known: dict[Node, Any] = {}
     messages = []
     for node in engine.aggregation.residual:
-        value = evaluate(node, environment, task.modules, rows, known)
+        value = evaluate(node, environment, task.modules, rows, engine.dtype, known)
         if not isinstance(value, Tensor):
             value = torch.full((), float(value), dtype=engine.dtype)
         if value.dtype == torch.bool:

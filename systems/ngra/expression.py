@@ -105,14 +105,14 @@ class Book:
     ) -> Node:  # fmt: skip
         """A node; shape and sides are worked out where they follow from the arguments."""
         arguments = tuple(args)
-        key = (op, tuple(map(id, arguments)), data, type(data))
+        shape = _shape(op, arguments, data) if shape is None else tuple(shape)
+        if sides is None:
+            sides = frozenset[str]().union(*(arg.sides for arg in arguments))
+        # With the shape: the columns of two sums may have one name and two widths.
+        key = (op, tuple(map(id, arguments)), data, type(data), shape, sides)
         found = self._nodes.get(key)
         if found is None:
-            if shape is None:
-                shape = _shape(op, arguments, data)
-            if sides is None:
-                sides = frozenset[str]().union(*(arg.sides for arg in arguments))
-            found = self._nodes[key] = Node(op, arguments, data, tuple(shape), sides)
+            found = self._nodes[key] = Node(op, arguments, data, shape, sides)
         return found
 
     def leaf(self, side: str, name: str, shape: Sequence[int]) -> Node:
@@ -391,11 +391,12 @@ Environment = Callable[[Node], Tensor]
 
 def evaluate(
     root: Node, environment: Environment, modules: Callable[[str], Callable[..., Any]], rows: int,
-    known: dict[Node, Any] | None = None,
+    dtype: torch.dtype, known: dict[Node, Any] | None = None,
 ) -> Any:  # fmt: skip
     """The value of an expression by torch, under autograd. `known`: values that are there; it is added to.
 
-    modules: gives a submodule of the layer by name; rows: of every value that depends on a side.
+    modules: gives a submodule of the layer by name; rows: of every value that depends on a side; dtype: of a number
+    where it must become a tensor.
     """
     values: dict[Node, Any] = {} if known is None else known
 
@@ -406,13 +407,15 @@ def evaluate(
             elif node.op == "const":
                 values[node] = node.data
             else:
-                values[node] = apply(node, [visit(arg) for arg in node.args], modules, rows)
+                values[node] = apply(node, [visit(arg) for arg in node.args], modules, rows, dtype)
         return values[node]
 
     return visit(root)
 
 
-def apply(node: Node, args: list[Any], modules: Callable[[str], Callable[..., Any]], rows: int) -> Any:
+def apply(
+    node: Node, args: list[Any], modules: Callable[[str], Callable[..., Any]], rows: int, dtype: torch.dtype
+) -> Any:
     """The value of one node from the values of its arguments; as for `evaluate`."""
     op, data = node.op, node.data
     if op in ELEMENTWISE:
@@ -432,6 +435,8 @@ def apply(node: Node, args: list[Any], modules: Callable[[str], Callable[..., An
         elif op in BINARY and not isinstance(args[0], Tensor):
             args = [torch.as_tensor(args[0], dtype=args[1].dtype), args[1]]
         return _TORCH[op](*args)
+    if op != "call":
+        args = [arg if isinstance(arg, Tensor) else torch.as_tensor(arg, dtype=dtype) for arg in args]
     if op == "linear":
         return F.linear(args[0], args[1])
     if op == "transpose":

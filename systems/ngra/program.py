@@ -307,12 +307,12 @@ class _Leaves:
     def column(self, expression: Node, side: str) -> Tensor:
         """(rows, *shape): an expression of one side."""
         rows = self.graph.num_arcs if side == "E" else self.graph.num_vertices
-        value = evaluate(expression, self._leaf(side), self.layer.get_submodule, rows, self.known[side])
+        value = evaluate(expression, self._leaf(side), self.layer.get_submodule, rows, self.dtype, self.known[side])
         return value.to(self.dtype) if value.dtype == torch.bool else value
 
     def parameter(self, expression: Node) -> Tensor:
         """An expression of parameters."""
-        return evaluate(expression, self._leaf("P"), self.layer.get_submodule, 0, self.known["P"])
+        return evaluate(expression, self._leaf("P"), self.layer.get_submodule, 0, self.dtype, self.known["P"])
 
     def result(self, expression: Node, gathered: dict[Node, Tensor]) -> Any:
         """An expression of vertices."""
@@ -321,7 +321,8 @@ class _Leaves:
         def environment(node: Node) -> Tensor:
             return gathered[node] if node.op == "gather" else leaf(node)
 
-        return evaluate(expression, environment, self.layer.get_submodule, self.graph.num_vertices, self.known["V"])
+        modules, rows = self.layer.get_submodule, self.graph.num_vertices
+        return evaluate(expression, environment, modules, rows, self.dtype, self.known["V"])
 
 
 # ------------------------------------------------------------------------------------------------------- checks
