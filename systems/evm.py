@@ -129,7 +129,7 @@ def compile_contract(path: Path | str, optimize: str = "gas") -> Compiled:
     keyed by the sources of the folder, the compiler's version and the settings. Raises CompileFailed.
     """
     path = Path(path).resolve()
-    digest = hashlib.sha256(f"1 {importlib.metadata.version('vyper')} {EVM_VERSION} {optimize} {path.name}".encode())
+    digest = hashlib.sha256(f"2 {importlib.metadata.version('vyper')} {EVM_VERSION} {optimize} {path.name}".encode())
     for source in sorted(path.parent.glob("*.vy*")):
         digest.update(f"\n{source.name} {source.stat().st_size}\n".encode() + source.read_bytes())
     cached = _cache_folder() / f"{path.stem}-{digest.hexdigest()[:32]}.json"
@@ -163,7 +163,14 @@ def _compile(path: Path, optimize: str) -> Compiled:
         )
     except VyperException as error:
         raise CompileFailed(f"{path}: {error}") from error
-    return Compiled(path.stem, tuple(built["abi"]), bytes.fromhex(built["bytecode"].removeprefix("0x")))
+    abi = (*built["abi"], *_custom_errors(path))
+    return Compiled(path.stem, abi, bytes.fromhex(built["bytecode"].removeprefix("0x")))
+
+
+def _custom_errors(path: Path) -> list[dict[str, Any]]:
+    """The custom errors of a contract, which its compiler leaves out of the interface: `method_id("NotTheOwner()")`."""
+    names = re.findall(r'method_id\(\s*"([A-Z]\w*)\(\)"', path.read_text(encoding="utf-8"))
+    return [{"type": "error", "name": name, "inputs": []} for name in sorted(set(names))]
 
 
 def _write(path: Path, text: str) -> None:
@@ -209,6 +216,7 @@ class _Interface:
         self.functions: dict[str, tuple[bytes, list[str], list[str]]] = {}
         self.events: dict[bytes, tuple[str, list[tuple[str, str, bool]]]] = {}
         self.constructor: list[str] = []
+        self.errors: dict[bytes, str] = {}
         for entry in compiled.abi:
             types = [_type_of(part) for part in entry.get("inputs", ())]
             signature = f"{entry.get('name', '')}({','.join(types)})".encode()
@@ -222,6 +230,8 @@ class _Interface:
                     (part["name"], kind, part["indexed"]) for part, kind in zip(entry["inputs"], types, strict=True)
                 ]
                 self.events[_keccak(signature)] = (entry["name"], parts)
+            elif entry["type"] == "error":
+                self.errors[_keccak(signature)[:4]] = _spelt(entry["name"])
 
     def encode(self, function: str, args: Sequence[Any]) -> bytes:
         from eth_abi import encode
@@ -242,13 +252,18 @@ class _Interface:
         return Event(name, args, address, block)
 
 
-def _reason(output: bytes) -> str:
-    """The reason string of a revert: the argument of Error(string), or nothing."""
+def _spelt(name: str) -> str:
+    """The words of a custom error: NotTheOwner is `not the owner`."""
+    return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*|[0-9]+", name)).lower()
+
+
+def _reason(output: bytes, errors: Mapping[bytes, str]) -> str:
+    """The reason of a revert: the argument of Error(string), the words of a custom error, or nothing."""
     from eth_abi import decode
     from eth_abi.exceptions import DecodingError
 
     if output[:4] != bytes.fromhex("08c379a0"):
-        return ""
+        return errors.get(output[:4], "")
     try:
         return str(decode(["string"], output[4:])[0])
     except DecodingError:
@@ -272,6 +287,7 @@ class Chain(ABC):
     accounts: tuple[str, ...]
 
     def __init__(self) -> None:
+        self._errors: dict[bytes, str] = {}  # of all contracts that were used here
         self._interfaces: dict[int, tuple[Compiled, _Interface]] = {}
 
     # what a back end brings
@@ -313,6 +329,7 @@ class Chain(ABC):
         key = id(compiled)
         if key not in self._interfaces:
             self._interfaces[key] = (compiled, _Interface(compiled))  # kept, so that no other object gets its id
+            self._errors |= self._interfaces[key][1].errors
         return self._interfaces[key][1]
 
     def deploy(self, compiled: Compiled, *args: Any, sender: str | None = None, value: int = 0) -> Contract:
@@ -404,11 +421,10 @@ class RevmChain(Chain):
         except RuntimeError as error:
             raise self._refused(error) from error
 
-    @staticmethod
-    def _refused(error: RuntimeError) -> Reverted:
+    def _refused(self, error: RuntimeError) -> Reverted:
         """pyrevm tells of a revert only in words: `Revert { gas_used: 21163, output: 0x... }`."""
         output = re.search(r"output: 0x([0-9a-f]*)", str(error))
-        return Reverted(_reason(bytes.fromhex(output[1])) if output else str(error))
+        return Reverted(_reason(bytes.fromhex(output[1]), self._errors) if output else str(error))
 
     def _transact(self, to: str, data: bytes, sender: str, value: int) -> tuple[int, int, int, int, list[_Log]]:
         self._step(1)
@@ -487,7 +503,7 @@ class _Web3Chain(Chain):
         try:
             return bytes(self._web3.eth.call({**transaction, "gas": GAS_LIMIT}))
         except (TransactionFailed, Web3RPCError, Web3Exception) as error:
-            raise Reverted(_said(error)) from error
+            raise Reverted(_said(error, self._errors)) from error
 
     def _logs(self, address: str, since: int) -> list[_Log]:
         return [_log(log) for log in self._web3.eth.get_logs({"address": address, "fromBlock": since})]
@@ -507,11 +523,12 @@ def _log(log: Any) -> _Log:
     return _Log(str(log["address"]), topics, bytes(log["data"]), int(log["blockNumber"]))
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, errors: Mapping[bytes, str]) -> str:
     """The contract's own words out of what a node made of them."""
     data = getattr(error, "data", None)
-    if isinstance(data, str) and data.startswith("0x08c379a0"):
-        return _reason(bytes.fromhex(data[2:]))
+    output = bytes.fromhex(data[2:]) if isinstance(data, str) and re.fullmatch("0x([0-9a-fA-F]{2})*", data) else b""
+    if reason := _reason(output, errors):
+        return reason
     words = str(error.args[0] if error.args else error)
     return re.sub(r"^\s*(execution reverted|vm exception[^:]*)[:\s]*", "", words, flags=re.IGNORECASE).strip()
 

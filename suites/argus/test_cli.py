@@ -1,8 +1,6 @@
 """The command line: every role a process of its own over a real node, and what is wrong is said clearly."""
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,33 +15,6 @@ from systems.argus.watermark import jpeg
 
 pytestmark = pytest.mark.component("compute")
 ROOT = Path(__file__).parents[2]
-
-
-def anvil():
-    """The anvil binary: $ANVIL, PATH, or node_modules of the project or the working folder; None without one."""
-    places = [os.environ.get("ANVIL"), shutil.which("anvil")]
-    places += [folder / "node_modules/.bin/anvil" for folder in (ROOT, Path.cwd(), Path.home())]
-    return next((str(place) for place in places if place and Path(place).exists()), None)
-
-
-@pytest.fixture
-def node():
-    binary = anvil()
-    if binary is None:
-        pytest.skip("no anvil: `npm i @foundry-rs/anvil`, then set $ANVIL to node_modules/.bin/anvil")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [binary, "--port", str(port), "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        evm.RpcChain(url, patience=60)  # raises NoNode
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def picture():

@@ -165,17 +165,24 @@ def __init__(
     key_x: uint256,
     key_odd: bool,
 ):
-    assert period > 0, "a period has at least a second"
-    assert 0 < periods and periods <= MOST_PERIODS, "1 to 32 periods"
-    assert earliness <= 128, "earliness above 1/2: a split would pay"
-    assert 0 < segments and segments <= MOST_SEGMENTS, "1 to 10 segments"
-    assert 1 < variants, "at least 2 variants"
-    assert 0 < key_x and key_x < ORDER, "no key to check openings with"
+    if period == 0:
+        self._refuse(convert(method_id("PeriodOfNoTime()", output_type=bytes4), uint32))
+    if periods == 0 or periods > MOST_PERIODS:
+        self._refuse(convert(method_id("Not1To32Periods()", output_type=bytes4), uint32))
+    if earliness > 128:
+        self._refuse(convert(method_id("EarlinessAboveOneHalf()", output_type=bytes4), uint32))
+    if segments == 0 or segments > MOST_SEGMENTS:
+        self._refuse(convert(method_id("Not1To10Segments()", output_type=bytes4), uint32))
+    if variants < 2:
+        self._refuse(convert(method_id("LessThan2Variants()", output_type=bytes4), uint32))
+    if key_x == 0 or key_x >= ORDER:
+        self._refuse(convert(method_id("NoKeyToCheckOpeningsWith()", output_type=bytes4), uint32))
     versions: uint256 = 1
     for i: uint256 in range(MOST_SEGMENTS):
         if i < segments:
             versions *= variants
-    assert 32 < versions and versions <= 2**MOST_DEPTH, "33 to 2^20 versions"
+    if versions <= 32 or versions > 2**MOST_DEPTH:
+        self._refuse(convert(method_id("Not33To1048576Versions()", output_type=bytes4), uint32))
     depth: uint256 = 0
     for i: uint256 in range(MOST_DEPTH):
         if 2**depth < versions:
@@ -202,6 +209,16 @@ def __init__(
     )
 
 
+# --- refusals ------------------------------------------------------------------------------------------------
+
+
+@internal
+@pure
+def _refuse(error: uint32):
+    """@notice Revert with a custom error without arguments: its name is the reason, at 4 bytes in place of 100."""
+    raw_revert(slice(convert(convert(error, uint256) << 224, bytes32), 0, 4))
+
+
 # --- words ---------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +233,8 @@ def _hash(t: Terms) -> uint256:
 @view
 def _held(licence: bytes32, t: Terms) -> uint256:
     """@notice The state word of a licence that has these terms."""
-    assert self.terms[licence] == self._hash(t), "not the terms of this licence, or settled"
+    if self.terms[licence] != self._hash(t):
+        self._refuse(convert(method_id("NotTheTermsOfThisLicenceOrSettled()", output_type=bytes4), uint32))
     return self.states[licence]
 
 
@@ -252,12 +270,18 @@ def _period(time: uint256) -> uint256:
 @payable
 def request(licence: bytes32, choice: bytes32, bounty: uint256, penalty: uint256):
     """@notice Ask for a licence, with the collateral of twice the penalty. The choice hides which version it is."""
-    assert self.terms[licence] == 0, "the name is taken"
-    assert bounty <= penalty, "bounty above the penalty"
-    assert 0 < penalty and penalty < 2**94, "no penalty, or too large"
-    assert msg.value == 2 * penalty, "the collateral is twice the penalty"
-    assert choice != empty(bytes32), "no choice"
-    assert block.timestamp < END, "the campaign is over"
+    if self.terms[licence] != 0:
+        self._refuse(convert(method_id("TheNameIsTaken()", output_type=bytes4), uint32))
+    if bounty > penalty:
+        self._refuse(convert(method_id("BountyAboveThePenalty()", output_type=bytes4), uint32))
+    if penalty == 0 or penalty >= 2**94:
+        self._refuse(convert(method_id("NoPenaltyOrTooLarge()", output_type=bytes4), uint32))
+    if msg.value != 2 * penalty:
+        self._refuse(convert(method_id("TheCollateralIsNotTwiceThePenalty()", output_type=bytes4), uint32))
+    if choice == empty(bytes32):
+        self._refuse(convert(method_id("NoChoice()", output_type=bytes4), uint32))
+    if block.timestamp >= END:
+        self._refuse(convert(method_id("TheCampaignIsOver()", output_type=bytes4), uint32))
     self.terms[licence] = self._hash(
         Terms(licensee=msg.sender, bounty=bounty, penalty=penalty, choice=choice, root=empty(bytes32))
     )
@@ -269,11 +293,15 @@ def request(licence: bytes32, choice: bytes32, bounty: uint256, penalty: uint256
 @payable
 def deliver(licence: bytes32, t: Terms, root: bytes32, bundle: bytes32):
     """@notice The owner commits to all versions, and puts up the bond that it loses for framing."""
-    assert msg.sender == OWNER, "not the owner"
+    if msg.sender != OWNER:
+        self._refuse(convert(method_id("NotTheOwner()", output_type=bytes4), uint32))
     word: uint256 = self._held(licence, t)
-    assert self._state(word) == REQUESTED, "not requested"
-    assert msg.value == self._bond(t.penalty), "not the bond"
-    assert root != empty(bytes32), "no root"
+    if self._state(word) != REQUESTED:
+        self._refuse(convert(method_id("NotRequested()", output_type=bytes4), uint32))
+    if msg.value != self._bond(t.penalty):
+        self._refuse(convert(method_id("NotTheBond()", output_type=bytes4), uint32))
+    if root == empty(bytes32):
+        self._refuse(convert(method_id("NoRoot()", output_type=bytes4), uint32))
     after: Terms = t
     after.root = root
     self.terms[licence] = self._hash(after)
@@ -284,8 +312,10 @@ def deliver(licence: bytes32, t: Terms, root: bytes32, bundle: bytes32):
 @external
 def accept(licence: bytes32, t: Terms):
     """@notice The licensee found its version in the bundle and in the tree."""
-    assert msg.sender == t.licensee, "not the licensee"
-    assert self._state(self._held(licence, t)) == DELIVERED, "not delivered"
+    if msg.sender != t.licensee:
+        self._refuse(convert(method_id("NotTheLicensee()", output_type=bytes4), uint32))
+    if self._state(self._held(licence, t)) != DELIVERED:
+        self._refuse(convert(method_id("NotDelivered()", output_type=bytes4), uint32))
     self.states[licence] = self._word(0, ACTIVE, 0)
     log Accepted(licence=licence)
 
@@ -295,8 +325,10 @@ def refund(licence: bytes32, t: Terms):
     """@notice End a licence whose delivery or acceptance is overdue: everyone gets back what it put in."""
     word: uint256 = self._held(licence, t)
     state: uint256 = self._state(word)
-    assert state == REQUESTED or state == DELIVERED, "nothing to refund"
-    assert block.timestamp > (word >> 192) + PATIENCE, "not overdue"
+    if state != REQUESTED and state != DELIVERED:
+        self._refuse(convert(method_id("NothingToRefund()", output_type=bytes4), uint32))
+    if block.timestamp <= (word >> 192) + PATIENCE:
+        self._refuse(convert(method_id("NotOverdue()", output_type=bytes4), uint32))
     if state == DELIVERED:
         self.owed[OWNER] += self._bond(t.penalty)
     self.owed[t.licensee] += 2 * t.penalty
@@ -317,9 +349,12 @@ def _close(licence: bytes32, counts: uint256, bounty: uint256):
 @payable
 def commit(commitment: bytes32):
     """@notice Bind oneself to a report of this period: the hash of licence, token and sender."""
-    assert msg.value == DEPOSIT, "not the deposit"
-    assert block.timestamp < END, "the campaign is over"
-    assert self.reports[commitment] == 0, "already committed"
+    if msg.value != DEPOSIT:
+        self._refuse(convert(method_id("NotTheDeposit()", output_type=bytes4), uint32))
+    if block.timestamp >= END:
+        self._refuse(convert(method_id("TheCampaignIsOver()", output_type=bytes4), uint32))
+    if self.reports[commitment] != 0:
+        self._refuse(convert(method_id("AlreadyCommitted()", output_type=bytes4), uint32))
     self.reports[commitment] = block.timestamp
     log Committed(commitment=commitment)
 
@@ -332,18 +367,24 @@ def reveal(licence: bytes32, t: Terms, token: bytes32, version: uint256, proof: 
     """
     commitment: bytes32 = keccak256(abi_encode(licence, token, msg.sender))
     committed: uint256 = self.reports[commitment]
-    assert committed > 0, "not committed"
-    assert committed < PAID_BY_COUNT, "already revealed"
+    if committed == 0:
+        self._refuse(convert(method_id("NotCommitted()", output_type=bytes4), uint32))
+    if committed >= PAID_BY_COUNT:
+        self._refuse(convert(method_id("AlreadyRevealed()", output_type=bytes4), uint32))
     period: uint256 = self._period(committed)
-    assert self._period(block.timestamp) == period + 1, "reveal in the period after the commitment"
+    if self._period(block.timestamp) != period + 1:
+        self._refuse(convert(method_id("NotThePeriodAfterTheCommitment()", output_type=bytes4), uint32))
     word: uint256 = self._held(licence, t)
     state: uint256 = self._state(word)
-    assert state >= ACTIVE, "the licence is not active"
-    assert version < VERSIONS, "no such version"
+    if state < ACTIVE:
+        self._refuse(convert(method_id("TheLicenceIsNotActive()", output_type=bytes4), uint32))
+    if version >= VERSIONS:
+        self._refuse(convert(method_id("NoSuchVersion()", output_type=bytes4), uint32))
     node: bytes32 = token
     for i: uint256 in range(period, bound=MOST_PERIODS):
         node = keccak256(node)
-    assert self._root_of(node, version, proof) == t.root, "not a version of this licence"
+    if self._root_of(node, version, proof) != t.root:
+        self._refuse(convert(method_id("NotAVersionOfThisLicence()", output_type=bytes4), uint32))
     counted: bool = False
     if state == ACTIVE:
         self.states[licence] = self._word(self._one(period), ACCUSED, version)
@@ -369,7 +410,8 @@ def _one(period: uint256) -> uint256:
 @internal
 @view
 def _root_of(leaf: bytes32, version: uint256, proof: DynArray[bytes32, MOST_DEPTH]) -> bytes32:
-    assert len(proof) == DEPTH, "the proof is too short or too long"
+    if len(proof) != DEPTH:
+        self._refuse(convert(method_id("TheProofIsTooShortOrTooLong()", output_type=bytes4), uint32))
     node: bytes32 = leaf
     place: uint256 = version
     for sibling: bytes32 in proof:
@@ -397,23 +439,31 @@ def repudiate(
     @notice An accused licensee opens one segment of its choice to a digit that the accused version has not. It takes
             the owner's secret to open a point to two digits.
     """
-    assert msg.sender == t.licensee, "not the licensee"
+    if msg.sender != t.licensee:
+        self._refuse(convert(method_id("NotTheLicensee()", output_type=bytes4), uint32))
     word: uint256 = self._held(licence, t)
-    assert self._state(word) == ACCUSED, "not accused"
-    assert block.timestamp <= (word >> 192) + CONTEST, "too late"
-    assert len(points) == SEGMENTS and segment < SEGMENTS, "no such segment"
-    assert self._hash_of(points) == t.choice, "not the points of the choice"
-    assert 0 < digit and digit <= VARIANTS, "no such digit"
+    if self._state(word) != ACCUSED:
+        self._refuse(convert(method_id("NotAccused()", output_type=bytes4), uint32))
+    if block.timestamp > (word >> 192) + CONTEST:
+        self._refuse(convert(method_id("TooLate()", output_type=bytes4), uint32))
+    if len(points) != SEGMENTS or segment >= SEGMENTS:
+        self._refuse(convert(method_id("NoSuchSegment()", output_type=bytes4), uint32))
+    if self._hash_of(points) != t.choice:
+        self._refuse(convert(method_id("NotThePointsOfTheChoice()", output_type=bytes4), uint32))
+    if digit == 0 or digit > VARIANTS:
+        self._refuse(convert(method_id("NoSuchDigit()", output_type=bytes4), uint32))
     place: uint256 = (word >> 168) & (2**24 - 1)
     for i: uint256 in range(segment, bound=MOST_SEGMENTS):
         place //= VARIANTS
-    assert place % VARIANTS + 1 != digit, "the accused version has this digit"
+    if place % VARIANTS + 1 == digit:
+        self._refuse(convert(method_id("TheAccusedVersionHasThisDigit()", output_type=bytes4), uint32))
     # ecrecover(h, v, r, s) is the address of (s R - h G) / r: with R = A, r = x(A), s = digit x(A) and
     # h = -blinding x(A) that is digit A + blinding G
     s: uint256 = uint256_mulmod(digit, KEY_X, ORDER)
     h: uint256 = (ORDER - uint256_mulmod(blinding, KEY_X, ORDER)) % ORDER
     found: address = ecrecover(convert(h, bytes32), 28 if KEY_ODD else 27, KEY_X, s)
-    assert found != empty(address) and found == points[segment], "not an opening of the point"
+    if found == empty(address) or found != points[segment]:
+        self._refuse(convert(method_id("NotAnOpeningOfThePoint()", output_type=bytes4), uint32))
     self._clear(licence, word)
     log Repudiated(licence=licence, segment=segment, digit=digit, blinding=blinding)
     raw_call(msg.sender, b"", value=2 * t.penalty + self._bond(t.penalty))
@@ -439,10 +489,14 @@ def expose(
     """@notice Anyone shows that two versions are the same, which clears the licensee and costs the owner its bond."""
     word: uint256 = self._held(licence, t)
     state: uint256 = self._state(word)
-    assert state == DELIVERED or state == ACTIVE or state == ACCUSED, "nothing to expose"
-    assert first < second and second < VERSIONS, "not two versions"
-    assert self._root_of(leaf, first, first_proof) == t.root, "not a version of this licence"
-    assert self._root_of(leaf, second, second_proof) == t.root, "not a version of this licence"
+    if state != DELIVERED and state != ACTIVE and state != ACCUSED:
+        self._refuse(convert(method_id("NothingToExpose()", output_type=bytes4), uint32))
+    if first >= second or second >= VERSIONS:
+        self._refuse(convert(method_id("NotTwoVersions()", output_type=bytes4), uint32))
+    if self._root_of(leaf, first, first_proof) != t.root:
+        self._refuse(convert(method_id("NotAVersionOfThisLicence()", output_type=bytes4), uint32))
+    if self._root_of(leaf, second, second_proof) != t.root:
+        self._refuse(convert(method_id("NotAVersionOfThisLicence()", output_type=bytes4), uint32))
     self._clear(licence, word)
     self.owed[t.licensee] += 2 * t.penalty + self._bond(t.penalty)
     log Exposed(licence=licence, first=first, second=second)
@@ -501,8 +555,10 @@ def settle(licence: bytes32, t: Terms):
     """@notice Anyone ends a licence once all reports and contests are: the collateral is divided."""
     word: uint256 = self._held(licence, t)
     state: uint256 = self._state(word)
-    assert state >= ACTIVE, "the licence is not active"
-    assert block.timestamp >= END + PERIOD, "reports can still come"
+    if state < ACTIVE:
+        self._refuse(convert(method_id("TheLicenceIsNotActive()", output_type=bytes4), uint32))
+    if block.timestamp < END + PERIOD:
+        self._refuse(convert(method_id("ReportsCanStillCome()", output_type=bytes4), uint32))
     counts: uint256 = 0
     number: uint256 = 0
     bounty: uint256 = 0
@@ -512,7 +568,8 @@ def settle(licence: bytes32, t: Terms):
         to_owner = self._bond(t.penalty)
         to_licensee = 2 * t.penalty
     if state == ACCUSED:
-        assert block.timestamp > (word >> 192) + CONTEST, "the accused can still contest"
+        if block.timestamp <= (word >> 192) + CONTEST:
+            self._refuse(convert(method_id("TheAccusedCanStillContest()", output_type=bytes4), uint32))
         counts = word & COUNTS
         bounty = t.bounty
         paid: uint256 = 0
@@ -537,7 +594,8 @@ def _take(licence: bytes32, token: bytes32, informer: address, settled: uint256)
     """@notice What a report is worth, once: it is gone after this."""
     commitment: bytes32 = keccak256(abi_encode(licence, token, informer))
     report: uint256 = self.reports[commitment]
-    assert report >= PAID_BY_COUNT, "no such report, or claimed"
+    if report < PAID_BY_COUNT:
+        self._refuse(convert(method_id("NoSuchReportOrClaimed()", output_type=bytes4), uint32))
     self.reports[commitment] = 0
     if report & DEPOSIT_ONLY != 0:
         return DEPOSIT
@@ -549,7 +607,8 @@ def _take(licence: bytes32, token: bytes32, informer: address, settled: uint256)
 @view
 def _settled(licence: bytes32) -> uint256:
     word: uint256 = self.terms[licence]
-    assert word >= SETTLED, "not settled"
+    if word < SETTLED:
+        self._refuse(convert(method_id("NotSettled()", output_type=bytes4), uint32))
     return word
 
 
@@ -564,7 +623,8 @@ def claim(licence: bytes32, token: bytes32):
 @external
 def claim_many(licence: bytes32, tokens: DynArray[bytes32, BATCH], informers: DynArray[address, BATCH]):
     """@notice Anyone has informers paid. Who does not take the money finds it under `owed`."""
-    assert len(tokens) == len(informers), "as many tokens as informers"
+    if len(tokens) != len(informers):
+        self._refuse(convert(method_id("NotAsManyTokensAsInformers()", output_type=bytes4), uint32))
     settled: uint256 = self._settled(licence)
     for i: uint256 in range(len(tokens), bound=BATCH):
         informer: address = informers[i]
@@ -579,7 +639,8 @@ def claim_many(licence: bytes32, tokens: DynArray[bytes32, BATCH], informers: Dy
 def withdraw():
     """@notice Take what is owed to the sender."""
     amount: uint256 = self.owed[msg.sender]
-    assert amount > 0, "nothing is owed"
+    if amount == 0:
+        self._refuse(convert(method_id("NothingIsOwed()", output_type=bytes4), uint32))
     self.owed[msg.sender] = 0
     log Withdrawn(account=msg.sender, amount=amount)
     raw_call(msg.sender, b"", value=amount)
