@@ -6,7 +6,6 @@ import io
 import re
 import tokenize
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +13,7 @@ Compat = Literal["official", "pypi", "fixed"]
 """Comments are cut by C's rule in every language ("official"), or by the language's own ("pypi", "fixed"). Names are
 cut out of lines of characters by columns in bytes ("official", "pypi"), or right in any code ("fixed")."""
 
-_COMMENT_OR_STRING = re.compile(
-    r'//.*?$|/\*.*?\*/|\'(?:\\.|[^\\\'])*\'|"(?:\\.|[^\\"])*"', re.DOTALL | re.MULTILINE
-)
+_COMMENT_OR_STRING = re.compile(r'//.*?$|/\*.*?\*/|\'(?:\\.|[^\\\'])*\'|"(?:\\.|[^\\"])*"', re.DOTALL | re.MULTILINE)
 _STRINGS = frozenset({"string_literal", "string", "character_literal"})
 
 Key = tuple[Any, ...]
@@ -66,7 +63,7 @@ class Forest:
         ends: list[int] = []
         leaf_kinds: list[str] = []
         subtrees: list[int] = []
-        ids = self._ids
+        ids, broken = self._ids, parsed.root_node.has_error
         down, across, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
         path: list[int] = []  # from the root to the parent of the node at hand
         items: list[list[Any]] = []  # what each of them shows of its children so far
@@ -93,10 +90,11 @@ class Forest:
                 path.append(index)
                 items.append([])
                 continue
-            if path:
-                self._show(node, kind, fields[index], (), items[-1])
-            else:
-                subtrees.append(self._id((self._label(node, kind),)))
+            known = self._id((str(node),) if broken and node.has_error else (kind,))
+            if not path:
+                subtrees.append(known)
+            elif node.is_named:
+                items[-1] += (fields[index], known)
             last[index] = len(starts)
             while not across():
                 if not up():
@@ -107,16 +105,14 @@ class Forest:
                 if inside_string == len(path) + 1:
                     inside_string = 0
                 last[index] = len(starts)
-                key = (self._label(node, kinds[index]), *shown)
+                # What is broken is told apart by its whole text, which shows parts that no cursor comes to.
+                key = (str(node),) if broken and node.has_error else (kinds[index], *shown)
                 known = ids.get(key)
                 if known is None:
                     known = ids[key] = len(ids)
                 subtrees.append(known)
                 if path:
-                    if node.is_named or node.is_missing:
-                        items[-1] += (fields[index], known)
-                    else:
-                        items[-1] += shown
+                    items[-1] += (fields[index], known) if node.is_named else shown
             else:
                 continue
             break
@@ -127,24 +123,10 @@ class Forest:
             place = [latest[extent] for extent in zip(starts, ends, strict=True)]
             texts = [texts[k] for k in place]
         variable = [kind != text for kind, text in zip(leaf_kinds, texts, strict=True)]
-        return Tree(
-            kinds, fields, children, first, last, texts, place, variable, subtrees, parsed.root_node.has_error
-        )
+        return Tree(kinds, fields, children, first, last, texts, place, variable, subtrees, broken)
 
     def _id(self, key: Key) -> int:
         return self._ids.setdefault(key, len(self._ids))
-
-    def _label(self, node: Any, kind: str) -> Any:
-        if node.is_missing:
-            return "MISSING", kind
-        if kind == "ERROR" and node.child_count == 0:
-            return str(node)  # which says what was not expected
-        return kind
-
-    def _show(self, node: Any, kind: str, name: str | None, shown: Sequence[Any], into: list[Any]) -> None:
-        """What an S-expression shows of a leaf: nothing of marks and keywords, unless they are missing."""
-        if node.is_named or node.is_missing:
-            into += (name, self._id((self._label(node, kind), *shown)))
 
     def _texts(self, code: str, encoded: bytes, starts: list[int], ends: list[int]) -> list[str]:
         if len(encoded) == len(code):
