@@ -1,5 +1,6 @@
 """NGra: graph neural networks as vertex programs, at the speed of memory and beyond its size (arXiv 1810.08403)."""
 
+from systems.ngra.choices import settings
 from systems.ngra.graph import (
     ArcWeight,
     BudgetError,
@@ -12,7 +13,7 @@ from systems.ngra.graph import (
     rmat,
 )
 from systems.ngra.passes import Plan
-from systems.ngra.program import Layer, settings
+from systems.ngra.program import Layer
 from systems.ngra.reference import reference
 
 __all__ = [

@@ -11,7 +11,7 @@ The gradient of an aggregation is found once, as expressions, and compiled like 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from systems.ngra.passes import Aggregation, Source
 BLOCK_ARCS = 65_536
 
 Modules = Callable[[str], Callable[..., Any]]
+Kinds = dict[Node, torch.dtype]
 
 
 class Engine:
@@ -123,72 +124,42 @@ class Engine:
             self._kernels[key] = kernel
         return self._kernels[key]
 
-    def _run(
-        self, kernel: Kernel, given: dict[Node, Tensor], graph: Graph, rows_are: str, threads: int
-    ) -> list[list[Tensor]]:
-        rows = graph.incoming if rows_are == "D" else graph.outgoing
-        grid = graph.incoming_grid if rows_are == "D" else graph.outgoing_grid
+    def laid_out(self, kernel: Kernel, given: Mapping[Node, Tensor], rows: int) -> list[Tensor]:
+        """The tensors of a kernel's columns as it wants them; rows: of those that stand for a parameter."""
         tensors = []
         for column in kernel.columns:
             tensor = given[column.leaf]
             if str(column.leaf.data[0]) == "P":
-                tensor = tensor.contiguous().expand(graph.num_vertices, *tensor.shape)
+                tensor = tensor.contiguous().expand(rows, *tensor.shape)
             elif tensor.dim() > 1 and not tensor[:1].is_contiguous():
                 tensor = tensor.contiguous()
             tensors.append(tensor)
+        return tensors
+
+    def _run(
+        self, kernel: Kernel, given: Mapping[Node, Tensor], graph: Graph, rows_are: str, threads: int
+    ) -> list[list[Tensor]]:
+        rows = graph.incoming if rows_are == "D" else graph.outgoing
+        grid = graph.incoming_grid if rows_are == "D" else graph.outgoing_grid
+        tensors = self.laid_out(kernel, given, graph.num_vertices)
         return kernels.run(kernel, tensors, rows, grid, threads, graph.num_arcs)
 
-    def forward(
-        self, graph: Graph, tensors: Sequence[Tensor], needs: Sequence[bool], threads: int
-    ) -> tuple[Tensor, list[Tensor], list[int]]:
-        """(result, what backward needs beside the columns, the columns whose tangent is among it)."""
-        aggregation = self.aggregation
-        accumulator = aggregation.accumulator
-        outputs = [Output(cast(Form, accumulator), aggregation.residual, self.shape)]
+    def forward_kernel(self, kinds: Kinds, needs: Sequence[bool]) -> tuple[Kernel, list[int]]:
+        """(the kernel, the columns whose tangent it accumulates beside the result); kinds: the columns' types."""
+        outputs = [Output(cast(Form, self.aggregation.accumulator), self.aggregation.residual, self.shape)]
         carried = []
         for k, source in enumerate(self.columns):
             slope = self.tangent_of(source) if needs[k] else None
             if slope is not None:
                 outputs.append(Output("sum", (slope,), self.shape))
                 carried.append(k)
-        kernel = self._compiled(("forward", tuple(carried)), outputs, "D", self._kinds(tensors))
-        given = {source.leaf: tensor for source, tensor in zip(self.columns, tensors, strict=True)}
-        first, *others = self._run(kernel, given, graph, "D", threads)
-        if accumulator == "softmax":
-            result, peak, total = first
-            result /= (
-                total.reshape(*total.shape[: result.dim() - 1], *[1] * (result.dim() - total.dim()))
-                if (total.dim() < result.dim())
-                else total
-            )
-            result[graph.internal_in_degree == 0] = 0.0
-            return result, [result, peak, total], carried
-        return first[0], [*first[1:], *(states[0] for states in others)], carried
+        return self._compiled(("forward", tuple(carried)), outputs, "D", kinds), carried
 
-    def _kinds(self, tensors: Sequence[Tensor]) -> dict[Node, torch.dtype]:
-        return {source.leaf: tensor.dtype for source, tensor in zip(self.columns, tensors, strict=True)}
-
-    def backward(
-        self, graph: Graph, tensors: Sequence[Tensor], needs: Sequence[bool], kept: Sequence[Tensor],
-        carried: Sequence[int], upstream: Tensor, threads: int,
-    ) -> list[Tensor | None]:  # fmt: skip
-        """The gradient by each column that needs one."""
-        upstream = upstream.contiguous()
-        accumulator = self.aggregation.accumulator
-        gradients: list[Tensor | None] = [None] * len(self.columns)
-        given = {source.leaf: tensor for source, tensor in zip(self.columns, tensors, strict=True)}
-        given[self.upstream] = upstream
-        if accumulator == "sum":
-            for k, slope in zip(carried, kept, strict=True):
-                gradient = summed(upstream * slope, self.columns[k].leaf.shape)
-                gradients[k] = gradient.sum(0) if self.columns[k].side == "P" else gradient
-        elif accumulator == "softmax":
-            result, given[self.peak], given[self.total] = kept
-            given[self.centre] = (upstream * result).sum(-1, keepdim=True)
-        else:
-            given[self.winner] = kept[0]
-            if self.plain and needs[0]:
-                return [scatter_winners(graph, upstream, kept[0], threads)]
+    def backward_kernels(
+        self, kinds: Kinds, needs: Sequence[bool], carried: Sequence[int]
+    ) -> list[tuple[Kernel, str, list[int]]]:
+        """(kernel, the side that its rows are, the columns whose gradients it gives) of each pass over the arcs."""
+        found = []
         for sides, rows_are in (("S", "S"), ("DPE", "D")):
             wanted = [
                 k
@@ -196,10 +167,70 @@ class Engine:
                 if needs[k] and source.side in sides and k not in carried
                 and self._adjoints[self._target(source)] is not None
             ]  # fmt: skip
-            if not wanted:
-                continue
-            outputs = [self._gradient_output(self.columns[k]) for k in wanted]
-            kernel = self._compiled(("backward", tuple(wanted)), outputs, rows_are, self._kinds(tensors))
+            if wanted:
+                outputs = [self._gradient_output(self.columns[k]) for k in wanted]
+                kernel = self._compiled(("backward", tuple(wanted)), outputs, rows_are, kinds)
+                found.append((kernel, rows_are, wanted))
+        return found
+
+    def finished(self, states: Sequence[Tensor], in_degree: Tensor) -> Tensor:
+        """The accumulated value from the states of its output, which it may write to; in_degree: (rows,)."""
+        if self.aggregation.accumulator != "softmax":
+            return states[0]
+        result, _, total = states
+        result /= _beside(total, result)
+        result[in_degree == 0] = 0.0
+        return result
+
+    def kinds(self, tensors: Sequence[Tensor]) -> Kinds:
+        """The types of the columns."""
+        return {source.leaf: tensor.dtype for source, tensor in zip(self.columns, tensors, strict=True)}
+
+    def forward(
+        self, graph: Graph, tensors: Sequence[Tensor], needs: Sequence[bool], threads: int
+    ) -> tuple[Tensor, list[Tensor], list[int]]:
+        """(result, what backward needs beside the columns, the columns whose tangent is among it)."""
+        kernel, carried = self.forward_kernel(self.kinds(tensors), needs)
+        given = {source.leaf: tensor for source, tensor in zip(self.columns, tensors, strict=True)}
+        first, *others = self._run(kernel, given, graph, "D", threads)
+        result = self.finished(first, graph.internal_in_degree)
+        if self.aggregation.accumulator == "softmax":
+            return result, first, carried
+        return result, [*first[1:], *(states[0] for states in others)], carried
+
+    def backward_inputs(self, upstream: Tensor, kept: Sequence[Tensor]) -> dict[Node, Tensor]:
+        """What backward kernels read of a destination beside its columns; kept: as `forward` gives it."""
+        accumulator = self.aggregation.accumulator
+        given = {self.upstream: upstream}
+        if accumulator == "softmax":
+            given |= {self.peak: kept[1], self.total: kept[2]}
+            given[self.centre] = (upstream * kept[0]).sum(-1, keepdim=True)
+        elif accumulator != "sum":
+            given[self.winner] = kept[0]
+        return given
+
+    def carried_gradients(self, upstream: Tensor, kept: Sequence[Tensor], carried: Sequence[int]) -> dict[int, Tensor]:
+        """The gradients by columns whose tangent the forward pass accumulated."""
+        found = {}
+        for k, slope in zip(carried, kept[len(kept) - len(carried) :], strict=True):
+            gradient = summed(upstream * slope, self.columns[k].leaf.shape)
+            found[k] = gradient.sum(0) if self.columns[k].side == "P" else gradient
+        return found
+
+    def backward(
+        self, graph: Graph, tensors: Sequence[Tensor], needs: Sequence[bool], kept: Sequence[Tensor],
+        carried: Sequence[int], upstream: Tensor, threads: int,
+    ) -> list[Tensor | None]:  # fmt: skip
+        """The gradient by each column that needs one."""
+        upstream = upstream.contiguous()
+        gradients: list[Tensor | None] = [None] * len(self.columns)
+        if self.aggregation.accumulator in {"max", "min"} and self.plain and needs[0]:
+            return [scatter_winners(graph, upstream, kept[0], threads)]
+        given = {source.leaf: tensor for source, tensor in zip(self.columns, tensors, strict=True)}
+        given |= self.backward_inputs(upstream, kept)
+        for k, gradient in self.carried_gradients(upstream, kept, carried).items():
+            gradients[k] = gradient
+        for kernel, rows_are, wanted in self.backward_kernels(self.kinds(tensors), needs, carried):
             for k, states in zip(wanted, self._run(kernel, given, graph, rows_are, threads), strict=True):
                 gradients[k] = states[0].sum(0) if self.columns[k].side == "P" else states[0]
         return gradients

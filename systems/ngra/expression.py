@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from systems.ngra.dense import product
 from systems.ngra.graph import ProgramError
 
 Sides = frozenset[str]
@@ -399,18 +400,24 @@ def evaluate(
     where it must become a tensor.
     """
     values: dict[Node, Any] = {} if known is None else known
-
-    def visit(node: Node) -> Any:
-        if node not in values:
-            if node.op in {"leaf", "gather"}:
-                values[node] = environment(node)
-            elif node.op == "const":
-                values[node] = node.data
+    # A stack, not a function that calls itself: such a closure is a cycle, and would keep every value until the
+    # garbage collector comes.
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in values:
+            stack.pop()
+        elif node.op in {"leaf", "gather"}:
+            values[node] = environment(node)
+        elif node.op == "const":
+            values[node] = node.data
+        else:
+            missing = [arg for arg in node.args if arg not in values]
+            if missing:
+                stack += reversed(missing)
             else:
-                values[node] = apply(node, [visit(arg) for arg in node.args], modules, rows, dtype)
-        return values[node]
-
-    return visit(root)
+                values[node] = apply(node, [values[arg] for arg in node.args], modules, rows, dtype)
+    return values[root]
 
 
 def apply(
@@ -438,7 +445,7 @@ def apply(
     if op != "call":
         args = [arg if isinstance(arg, Tensor) else torch.as_tensor(arg, dtype=dtype) for arg in args]
     if op == "linear":
-        return F.linear(args[0], args[1])
+        return product(args[0], args[1])
     if op == "transpose":
         return args[0].t()
     if op == "columns":

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from systems import native
+from systems.ngra.dense import permuted
 
 
 class NGraError(Exception):
@@ -215,11 +216,11 @@ class Graph:
 
     def enter(self, x: Tensor) -> Tensor:
         """Vertex data (vertices, ...) from the user's order to the internal one."""
-        return x if self.order is None else x.index_select(0, self.order)
+        return x if self.order is None else permuted(x, self.order, self.rank)
 
     def leave(self, y: Tensor) -> Tensor:
         """Vertex data (vertices, ...) from the internal order to the user's."""
-        return y if self.order is None else y.index_select(0, self.rank)
+        return y if self.order is None else permuted(y, self.rank, self.order)
 
     @functools.cached_property
     def rank(self) -> Tensor:

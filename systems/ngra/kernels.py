@@ -21,6 +21,7 @@ from torch import Tensor
 from systems import native
 from systems.ngra.expression import COMPARISONS, ELEMENTWISE, LAYOUT, Node, walk
 from systems.ngra.graph import Grid, ProgramError, Rows
+from systems.ngra.workspace import workspace
 
 Role = Literal["row", "neighbour", "arc"]
 Form = Literal["sum", "max", "min", "softmax", "arc", "pick"]
@@ -28,7 +29,7 @@ Form = Literal["sum", "max", "min", "softmax", "arc", "pick"]
 into one of several slices, chosen by the arc's type."""
 
 TILE = 128  # numbers of one row that are accumulated at a time
-LOOK_AHEAD = 8  # arcs; an index is padded by more than that
+LOOK_AHEAD = 16  # arcs; an index is padded by more than that
 MOST_STACK = 16_384  # numbers per row and kernel that live on the stack
 TASKS_A_THREAD = 8
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.int32: "int32_t", torch.int64: "int64_t"}
@@ -59,6 +60,17 @@ class Output:
             heads = self.nodes[0].shape
             return [(self.shape, dtype, 0.0), (heads, dtype, float("-inf")), (heads, dtype, 0.0)]
         return [(self.shape, dtype, 0.0)]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """An arc chunk by itself, as in `Grid`: rows: (r,) uint16; ends: (r + 1,) uint32; locals: (arcs + PADDING,)
+    uint16; arcs: (arcs,) int32 canonical ids, or None."""
+
+    rows: Tensor
+    ends: Tensor
+    locals: Tensor
+    arcs: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,8 @@ def _load(source: str) -> ctypes.CDLL | None:
         p, i = ctypes.c_void_p, ctypes.c_int64
         library.by_rows.argtypes = [p, p, p, p, p, p, p, i, p]
         library.by_chunks.argtypes = [p, p, p, i, i, p, p, p, p, p, p, p, i, p]
-        library.by_rows.restype = library.by_chunks.restype = None
+        library.by_chunk.argtypes = [p, p, p, p, p, p, p, i, i]
+        library.by_rows.restype = library.by_chunks.restype = library.by_chunk.restype = None
     return library
 
 
@@ -131,15 +144,13 @@ def run(
     """
     count = rows.offsets.numel() - 1
     results: list[list[Tensor]] = []
+    memory = workspace()
     for output in kernel.outputs:
         length = arcs if output.form == "arc" else count
-        results.append([torch.empty(length, *shape, dtype=kind) for shape, kind, _ in output.states(kernel.dtype)])
+        results.append([memory.empty((length, *shape), kind) for shape, kind, _ in output.states(kernel.dtype)])
     if count == 0:
         return results
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    strides = [tensor.stride(0) if tensor.dim() else 0 for tensor in tensors]
-    columns = (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
-    steps = (ctypes.c_int64 * max(1, len(strides)))(*strides)
+    columns, steps = _addresses(tensors)
     flat = [state.data_ptr() for states in results for state in states]
     outputs = (ctypes.c_void_p * len(flat))(*flat)
     bounds = task_bounds(rows.offsets, threads)
@@ -163,6 +174,49 @@ def run(
 
     everywhere(work, min(threads, bounds.numel() - 1))
     return results
+
+
+def fresh_states(kernel: Kernel, rows: int) -> list[list[Tensor]]:
+    """The arrays of each output of a kernel before the first arc, each (rows, *shape)."""
+    memory = workspace()
+    return [
+        [memory.empty((rows, *shape), kind).fill_(initial) for shape, kind, initial in output.states(kernel.dtype)]
+        for output in kernel.outputs
+    ]
+
+
+def run_chunk(
+    kernel: Kernel, tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]], chunk: Chunk, threads: int
+) -> None:
+    """Go on accumulating into `states` with the arcs of one chunk; tensors: the columns of its two intervals.
+
+    Where the kernel needs arc ids, the chunk must have them.
+    """
+    count = chunk.rows.numel()
+    columns, steps = _addresses(tensors)
+    flat = [state.data_ptr() for parts in states for state in parts]
+    outputs = (ctypes.c_void_p * len(flat))(*flat)
+    threads = min(threads, count)
+    marks = torch.arange(1, threads) * (int(chunk.ends[-1]) // max(1, threads))
+    cuts = [0, *torch.searchsorted(chunk.ends.long(), marks).clamp(max=count).tolist(), count]
+    parts = iter(range(threads))
+    arcs = None if chunk.arcs is None else chunk.arcs.data_ptr()
+
+    def work() -> None:
+        part = next(parts)
+        kernel.library.by_chunk(
+            ctypes.addressof(columns), ctypes.addressof(steps), ctypes.addressof(outputs), chunk.rows.data_ptr(),
+            chunk.ends.data_ptr(), chunk.locals.data_ptr(), arcs, cuts[part], cuts[part + 1],
+        )  # fmt: skip
+
+    everywhere(work, threads)
+
+
+def _addresses(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+    """(pointers, strides of the first axis) of columns, as C arrays."""
+    columns = (ctypes.c_void_p * max(1, len(tensors)))(*(tensor.data_ptr() for tensor in tensors))
+    steps = (ctypes.c_int64 * max(1, len(tensors)))(*(tensor.stride(0) if tensor.dim() else 0 for tensor in tensors))
+    return columns, steps
 
 
 def everywhere(work: Callable[[], None], threads: int) -> None:
@@ -331,7 +385,7 @@ class _Generator:
         sizes = [TILE, *([remainder] if remainder else [])] if self.tiled else [self.width]
         for kind, id_type in (("rows", "int32_t"), ("chunks", "uint16_t")):
             parts += [self._row_function(kind, id_type, size) for size in sizes]
-        parts += [self._by_rows(sizes), self._by_chunks(sizes)]
+        parts += [self._by_rows(sizes), self._by_chunks(sizes), self._by_chunk(sizes)]
         return "\n".join(parts)
 
     def _shape(self, node: Node, size: int) -> tuple[int, ...]:
@@ -354,7 +408,7 @@ class _Generator:
         add(f"static inline __attribute__((always_inline)) void {kind}_{size}(const void *const *columns, ")
         add("    const int64_t *steps, void *const *outputs, int64_t row, int64_t base, int64_t t0,")
         add(f"    const {id_type} *restrict ids, const int32_t *restrict arcs, int64_t first, int64_t n) {{")
-        add("    (void)t0; (void)arcs; (void)first;")
+        add("    (void)t0; (void)ids; (void)base; (void)arcs; (void)first;")
         out += ["    " + line for line in self._pointers("row", "row")]
         state = 0
         loads, stores = [], []
@@ -378,7 +432,8 @@ class _Generator:
         hoisted = [node for node in self.nodes if not self.arc_level[node] and node.op not in {"leaf", "const"}]
         out += ["    " + line for line in self._compute(hoisted, size, arc=False)]
         add("    for (int64_t p = 0; p < n; ++p) {")
-        add("        int64_t neighbour = base + ids[p]; (void)neighbour;")
+        if any(column.role == "neighbour" for column in self.columns):
+            add("        int64_t neighbour = base + ids[p];")
         if any(self._needs_arc()):
             add("        int64_t arc = arcs ? arcs[p] : first + p; (void)arc;")
         out += ["        " + line for line in self._prefetches(size)]
@@ -640,6 +695,21 @@ void by_rows(const void *const *columns, const int64_t *steps, void *const *outp
             int64_t begin = offsets[row];
             {inner}
         }}
+    }}
+}}
+"""
+
+    def _by_chunk(self, sizes: Sequence[int]) -> str:
+        """One chunk that is all there is in memory: the states go on from what they are."""
+        calls = self._calls("chunks", sizes, "ids + begin, arcs ? arcs + begin : 0, 0, ends[r + 1] - begin")
+        inner = "\n        ".join(calls)
+        return f"""\
+void by_chunk(const void *const *columns, const int64_t *steps, void *const *outputs, const uint16_t *rows,
+              const uint32_t *ends, const uint16_t *ids, const int32_t *arcs, int64_t from, int64_t to) {{
+    const int64_t base = 0;
+    for (int64_t r = from; r < to; ++r) {{
+        int64_t row = rows[r], begin = ends[r];
+        {inner}
     }}
 }}
 """

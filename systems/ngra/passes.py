@@ -6,7 +6,7 @@ Every pass keeps the value equal in exact arithmetic. `build_plan` runs them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from systems.ngra.expression import (
     walk,
 )
 from systems.ngra.graph import ProgramError
+from systems.ngra.pointwise import with_stretches
 
 ACCUMULATORS = ("sum", "mean", "max", "min", "softmax")
 _POSITIVE = frozenset({"exp", "sigmoid"})
@@ -40,6 +41,7 @@ class Situation:
     constant: bool  # the vertex data are the same tensors as in the call before, and need no gradient
     optimize: bool
     native: bool
+    pointwise: bool  # elementwise stretches of vertex stages get kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +148,14 @@ def build_plan(
     edges = tuple(
         f"{aggregation.accumulator}: {', '.join(map(spell, aggregation.residual))}" for aggregation in aggregations
     )
+    masked = frozenset(
+        side for side in "SD" if any(node.op in POLES for c in columns if c.side == side for node in walk(c.expression))
+    )
+    if situation.pointwise:
+        running, aggregations = _stretched(book, result, aggregations, situation)
+        notes.append("elementwise stretches of the vertex stages: one kernel each")
+    else:
+        running = result
     order = ("blocked", "fused", "spmm")
     kernel = min((aggregation.kernel for aggregation in aggregations), key=order.index, default="none")
     return Plan(
@@ -162,13 +172,32 @@ def build_plan(
         saved_bytes=sum(_saved(aggregation, situation) for aggregation in aggregations),
         notes=tuple(notes),
         book=book,
-        result=result,
+        result=running,
         aggregations=aggregations,
-        masked_sides=frozenset(
-            side
-            for side in "SD"
-            if any(node.op in POLES for c in columns if c.side == side for node in walk(c.expression))
-        ),
+        masked_sides=masked,
+    )
+
+
+def _stretched(
+    book: Book, result: Node, aggregations: tuple[Aggregation, ...], situation: Situation
+) -> tuple[Node, tuple[Aggregation, ...]]:
+    """The vertex stage and the columns, with elementwise stretches as kernels."""
+    columns = [column for aggregation in aggregations for column in aggregation.columns]
+    stages = [column for column in columns if column.side in "SD"]
+    expressions = list(dict.fromkeys([result, *(column.expression for column in stages)]))
+    found = with_stretches(book, expressions, situation.dtype, dict(situation.leaf_dtypes))
+    fused = dict(zip(expressions, found, strict=True))
+    return fused[result], tuple(
+        replace(
+            aggregation,
+            columns=tuple(
+                replace(column, expression=fused.get(column.expression, column.expression))
+                if column.side in "SD"
+                else column
+                for column in aggregation.columns
+            ),
+        )
+        for aggregation in aggregations
     )
 
 

@@ -14,11 +14,9 @@ Scatter and Gather are never user code: that is what lets a layer run without a 
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 
 from systems import native
 from systems.ngra.capture import Argument, trace
+from systems.ngra.choices import Settings, current_settings
 from systems.ngra.engine import Engine, aggregate
 from systems.ngra.expression import Book, Call, Node, Slot, evaluate
 from systems.ngra.graph import ArcWeight, Graph, GraphError, ProgramError
@@ -33,43 +32,6 @@ from systems.ngra.passes import Plan, Situation, build_plan
 
 VertexData = Tensor | Mapping[str, Tensor]
 ArcData = Tensor | Mapping[str, Tensor] | ArcWeight | None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """optimize: run the passes; backend: "auto", "c" or "torch"; threads: None for torch's number; hoist: reuse sums
-    of data that never change."""
-
-    optimize: bool = True
-    backend: str = "auto"
-    threads: int | None = None
-    hoist: bool = True
-
-
-_SETTINGS: contextvars.ContextVar[Settings] = contextvars.ContextVar("ngra_settings")
-
-
-def current_settings() -> Settings:
-    """How layers run here: as the innermost `settings` block says."""
-    return _SETTINGS.get(Settings())
-
-
-@contextlib.contextmanager
-def settings(**changes: Any) -> Iterator[Settings]:
-    """`with settings(backend="torch", threads=1): ...`: how layers run inside of the block; see `Settings`.
-
-    Raises ProgramError for a back end that does not exist.
-    """
-    chosen = replace(current_settings(), **changes)
-    if chosen.backend not in {"auto", "c", "torch"}:
-        raise ProgramError(f'backend is {chosen.backend!r}, expected "auto", "c" or "torch"')
-    if chosen.threads is not None and chosen.threads < 1:
-        raise ProgramError(f"threads is {chosen.threads}, expected at least 1")
-    token = _SETTINGS.set(chosen)
-    try:
-        yield chosen
-    finally:
-        _SETTINGS.reset(token)
 
 
 def _has_compiler() -> bool:
@@ -133,13 +95,13 @@ class Layer(nn.Module):
         vertex, arc, dtype = _checked(graph, x, edge)
         prepared = self._prepare(graph, vertex, arc, dtype, chosen)
         plan = prepared.plan
-        leaves = _Leaves(self, graph, vertex, arc, edge, dtype, plan.masked_sides)
+        leaves = Leaves(self, graph, vertex, arc, edge, dtype, plan.masked_sides)
         signature = _signature(graph, vertex)
         if prepared.made_for is None or not _same(prepared.made_for, signature):
             prepared.sums.clear()
             prepared.made_for = None
         gathered: dict[Node, Tensor] = {}
-        threads = chosen.threads or torch.get_num_threads()
+        threads = chosen.thread_count
         for k, (aggregation, engine) in enumerate(zip(plan.aggregations, prepared.engines, strict=True)):
             reusable = aggregation.constant and chosen.hoist and self._is_seen(signature)
             if reusable and k in prepared.sums:
@@ -177,7 +139,7 @@ class Layer(nn.Module):
         arcs: Any = "weight" if isinstance(arc, ArcWeight) else _look(arc)
         key = (
             _look(vertex), arcs, dtype, needs, constant, chosen.optimize, chosen.backend, self.training,
-            graph.num_vertices, graph.num_arcs, self.accumulator,
+            graph.num_vertices, graph.num_arcs, self.accumulator, chosen.pointwise,
         )  # fmt: skip
         if key not in self._prepared:
             native_kernels = chosen.backend != "torch" and _has_compiler()
@@ -188,17 +150,18 @@ class Layer(nn.Module):
                 dtypes |= {("E", name): part.dtype for name, part in arc.items()}
             situation = Situation(
                 graph.num_vertices, graph.num_arcs, dtype, tuple(dtypes.items()), needs, constant, chosen.optimize,
-                native_kernels,
+                native_kernels, native_kernels and chosen.optimize and graph.num_vertices >= chosen.pointwise,
             )  # fmt: skip
-            plan = self._planned(vertex, arc, dtype, situation)
+            plan = self.planned(vertex, arc, dtype, situation)
             engines = tuple(Engine(plan.book, aggregation, dtype) for aggregation in plan.aggregations)
             self._prepared[key] = _Prepared(plan, engines)
         return self._prepared[key]
 
-    def _planned(
+    def planned(
         self, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None, dtype: torch.dtype,
         situation: Situation,
     ) -> Plan:  # fmt: skip
+        """The plan for data of such shapes and types (their rows do not matter), in a given situation."""
         book = Book()
 
         def argument(side: str, parts: Mapping[str, Tensor]) -> Argument:
@@ -247,7 +210,7 @@ class _Literal:
         return layer.apply_vertex(vertex[0] if single else dict(zip(self._names, vertex, strict=True)), accumulated)
 
 
-class _Leaves:
+class Leaves:
     """Values of the leaves of a plan on one graph, and of the expressions over them."""
 
     def __init__(

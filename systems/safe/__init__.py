@@ -21,12 +21,14 @@ from systems.safe.syntax import (
     TypeProblem,
     Unsupported,
 )
-from systems.safe.verifier import Diagnostic, Limits, Report, verify, verify_many
+from systems.safe.verifier import Diagnostic, Embedded, Limits, Report, Verifier, verify, verify_many
+from systems.safe.verus import VerusBinary
 
 __all__ = [
     "BackendProblem",
     "Cache",
     "Diagnostic",
+    "Embedded",
     "Limits",
     "ModeProblem",
     "ProgramProblem",
@@ -35,6 +37,8 @@ __all__ = [
     "SyntaxProblem",
     "TypeProblem",
     "Unsupported",
+    "Verifier",
+    "VerusBinary",
     "Violation",
     "gate",
     "verify",

@@ -7,12 +7,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from systems.safe.gate import gate
 from systems.safe.solve import Cache
-from systems.safe.syntax import ProgramProblem, SafeError, Source
+from systems.safe.syntax import BackendProblem, ProgramProblem, SafeError, Source
 from systems.safe.verifier import EDITIONS, Limits, Report, plan, verify_many
+from systems.safe.verus import VerusBinary
 
 _EPILOG = """\
 exit status: 0 everything verified (gate: honest), 1 not, 2 bad use
@@ -43,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument(
         "--rlimit", type=int, default=Limits().rlimit, metavar="N", help="resource units for an obligation"
     )
+    one.add_argument(
+        "--backend", choices=("embedded", "verus", "both"), default="embedded",
+        help="the embedded verifier, the `verus` binary ($VERUS or on the path), or both with their differences",
+    )  # fmt: skip
     two = commands.add_parser("gate", help="refuse candidates that change the task or take things on faith")
     two.add_argument("task", type=Path)
     two.add_argument("candidate", type=Path)
@@ -69,6 +75,9 @@ def _verify(args: argparse.Namespace) -> int:
     status = 1 if None in texts else 0
     readable = [(path, text) for path, text in zip(args.files, texts, strict=True) if text is not None]
     reports = verify_many([text for _, text in readable], edition=args.edition, limits=limits, cache=cache)
+    binary = _binary(args.backend)
+    if binary is not None:
+        reports = map(partial(_other_report, args, binary, limits), readable, reports)
     for number, ((path, text), report) in enumerate(zip(readable, reports, strict=True), 1):
         if not report.ok:
             status = 1
@@ -83,6 +92,28 @@ def _verify(args: argparse.Namespace) -> int:
         if args.smt is not None:
             _write_scripts(args.smt, path, text, args.edition, limits)
     return status
+
+
+def _binary(backend: str) -> VerusBinary | None:
+    if backend == "embedded":
+        return None
+    found = VerusBinary.find()
+    if found is None:
+        raise BackendProblem("no `verus` found: set $VERUS to the binary, or put it on the path")
+    return found
+
+
+def _other_report(
+    args: argparse.Namespace, binary: VerusBinary, limits: Limits, named: tuple[Path, str], embedded: Report
+) -> Report:
+    """The binary's report; where both were asked and differ, the difference is told and the stricter one counts."""
+    path, text = named
+    other = binary.verify(text, limits=limits)
+    if args.backend == "verus":
+        return other
+    if other.ok != embedded.ok:
+        print(f"{path}: embedded says {embedded.ok}, verus says {other.ok}", file=sys.stderr)
+    return embedded if not embedded.ok else other
 
 
 def _write_scripts(folder: Path, path: Path, text: str, edition: str, limits: Limits) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from systems.safe import syntax as s
-from systems.safe.syntax import ModeProblem, Span, TypeProblem, Unsupported
+from systems.safe.calls import Calls
+from systems.safe.scopes import ARITY, fits
+from systems.safe.syntax import ModeProblem, TypeProblem, Unsupported
 from systems.safe.types import (
     BOOL,
-    CHAR,
-    INT,
     INTEGERS,
-    LISTS,
-    MACHINE,
-    NAT,
     NEVER,
     UNIT,
-    USIZE,
     Callee,
     Local,
     Signature,
@@ -27,40 +22,10 @@ from systems.safe.types import (
     Var,
     find,
     strip,
-    substitute,
     unify,
 )  # fmt: skip
-from systems.safe.vstd import GENERICS, operations
+from systems.safe.vstd import operations
 
-_PLAIN = MACHINE | {"int", "nat", "bool", "char", "String", "str", "!"}
-_ARITY = {"Vec": 1, "Seq": 1, "Set": 1, "Map": 2, "Option": 1, "slice": 1, "array": 1}
-_COMPARISONS = frozenset(("<", "<=", ">", ">="))
-_EQUALITIES = frozenset(("==", "!=", "===", "!==", "=~=", "=~~=", "!~=", "!~~="))
-_RUST_ONLY = frozenset(
-    [
-        "iter",
-        "clone",
-        "sort",
-        "extend",
-        "append",
-        "contains",
-        "is_empty",
-        "first",
-        "last",
-        "capacity",
-        "reserve",
-        "iter_mut",
-        "into_iter",
-        "get",
-        "get_mut",
-        "swap",
-        "split_at",
-        "chars",
-        "as_bytes",
-        "to_string",
-    ]
-)
-"""Methods that Rust has on library types and this verifier does not read."""
 _TRUST = ("external", "assume_specification", "axiom", "verifier::truncate", "verifier::assume")
 
 
@@ -69,29 +34,14 @@ def check(program: s.Program, edition: str = "current") -> Typing:
     return _Checker(program, edition).run()
 
 
-class _Checker:
-    def __init__(self, program: s.Program, edition: str) -> None:
-        self.edition = edition
-        self.typing = Typing(program)
-        self.generics: tuple[str, ...] = ()
-        self.own: Ty | None = None
-        self.scopes: list[dict[str, Local]] = []
-        self.mode = "exec"
-        self.count = 0
-        self.result: Type = UNIT
-        self.before_call: frozenset[str] = frozenset()
-        self.loops = 0
-        self.functions: list[tuple[s.Fn, tuple[str, ...], Ty | None]] = []
-        self.later: list[tuple[Type, Type, s.Binary]] = []
-        self.untyped: list[Var] = []
-
-    # program
+class _Checker(Calls):
+    """Statements, functions and programs."""
 
     def run(self) -> Typing:
         program = self.typing.program
         for item in program.items:
             if isinstance(item, s.Datatype):
-                if item.name in self.typing.datatypes or item.name in _ARITY:
+                if item.name in self.typing.datatypes or item.name in ARITY:
                     raise TypeProblem(f"the name `{item.name}` is defined multiple times", item.span)
                 self.typing.datatypes[item.name] = item
         for item in program.items:
@@ -100,9 +50,6 @@ class _Checker:
             self.generics, self.own = generics, own
             self.function(self.typing.functions[self.full_name(fn, own)])
         return self.typing
-
-    def full_name(self, fn: s.Fn, own: Ty | None) -> str:
-        return f"{own.name}::{fn.name}" if own else fn.name
 
     def declare(self, item: s.Item) -> None:
         match item:
@@ -118,7 +65,7 @@ class _Checker:
                 type_ = self.type(item.type)
                 if not isinstance(value, s.Lit) or value.kind != "int" or type_.name not in INTEGERS:
                     raise Unsupported("constants that are not integer literals", item.span)
-                if not _fits(int(value.value), type_.name):
+                if not fits(int(value.value), type_.name):
                     raise TypeProblem(f"literal out of range for `{type_}`", value.span)
                 self.typing.constants[item.name] = (type_, int(value.value))
             case s.OtherItem():
@@ -184,58 +131,6 @@ class _Checker:
         self.typing.functions[name] = signature
         self.functions.append((fn, self.generics, own))
 
-    def local(self, name: str, type_: Type, mode: str, mutable: bool, node: s.Node | None) -> Local:
-        self.count += 1
-        found = Local(name, f"{name}~{self.count}", type_, mode, mutable)
-        if node is not None:
-            self.typing.locals[id(node)] = found
-        return found
-
-    def type(self, expr: s.TypeExpr, loose: bool = False) -> Ty:
-        """The type that `expr` writes. `_` is a fresh variable when `loose`."""
-        found = self.any_type(expr)
-        assert isinstance(found, Ty) or loose
-        return found  # type: ignore[return-value]
-
-    def any_type(self, expr: s.TypeExpr) -> Type:
-        if isinstance(expr, s.RefType):
-            return Ty("&mut" if expr.mutable else "&", (self.any_type(expr.inner),))
-        if isinstance(expr, s.FnType):
-            return Ty("spec_fn", (*map(self.any_type, expr.params), self.any_type(expr.result)))
-        name, args = expr.name, tuple(map(self.any_type, expr.args))
-        if name == "_":
-            return Var()
-        if name == "Self" and self.own is not None:
-            return self.own
-        if name in self.generics and not args:
-            return Ty(name)
-        if name == "tuple":
-            return Ty(name, args)
-        arity = _ARITY.get(name)
-        if name in _PLAIN:
-            arity = 0
-        elif name in self.typing.datatypes:
-            arity = len(self.typing.datatypes[name].generics)
-        if arity is None:
-            if name in (
-                "Box",
-                "Rc",
-                "Arc",
-                "Ghost",
-                "Tracked",
-                "HashMap",
-                "HashSet",
-                "Multiset",
-                "Result",
-                "f32",
-                "f64",
-            ):
-                raise Unsupported(f"type `{name}`", expr.span)
-            raise TypeProblem(f"cannot find type `{name}` in this scope", expr.span)
-        if len(args) != arity:
-            raise TypeProblem(f"type `{name}` takes {arity} type arguments but {len(args)} were given", expr.span)
-        return Ty(name, args)
-
     def function(self, signature: Signature) -> None:
         fn = signature.fn
         self.scopes = [{param.name: param for param in signature.params}]
@@ -274,53 +169,6 @@ class _Checker:
         for left, right, expr in waiting:
             self.equality(expr, strip(left), strip(right))
         self.later = []
-
-    # scopes
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        self.scopes.append({})
-        yield
-        self.scopes.pop()
-
-    @contextmanager
-    def in_mode(self, mode: str) -> Iterator[None]:
-        before, self.mode = self.mode, mode
-        yield
-        self.mode = before
-
-    def bind(self, name: str, type_: Type, mode: str, mutable: bool, node: s.Node) -> None:
-        found = self.local(name, type_, mode, mutable, node)
-        if name != "_":
-            self.scopes[-1][name] = found
-
-    def lookup(self, name: str) -> Local | None:
-        for scope in reversed(self.scopes):
-            if name in scope:
-                return scope[name]
-        return None
-
-    def coerce(self, given: Type, expected: Type, span: Span) -> None:
-        """Rust's coercions at a typed place: `&mut T` to `&T`, through further references, a Vec to a slice."""
-        given, expected = find(given), find(expected)
-        if isinstance(given, Ty) and given.name == "!":
-            return
-        if isinstance(expected, Ty) and expected.name == "&" and isinstance(given, Ty) and given.name in ("&", "&mut"):
-            inner, wanted = strip(given), strip(expected)
-            if (
-                isinstance(inner, Ty)
-                and isinstance(wanted, Ty)
-                and wanted.name == "slice"
-                and inner.name in ("Vec", "array")
-            ):
-                raise Unsupported("coercion of a vector or an array to a slice", span)
-            if unify(inner, wanted):
-                return
-        elif unify(given, expected):
-            return
-        raise TypeProblem(f"mismatched types: expected `{expected}`, found `{given}`", span)
-
-    # statements
 
     def block(self, block: s.Block, expected: Type | None = None) -> Type:
         with self.scope():
@@ -369,70 +217,8 @@ class _Checker:
                 raise ModeProblem(f"`{shown}` values are only allowed in ghost variables", let.span)
         self.pattern(let.pattern, found, mode, let.value is None)
 
-    def pattern(self, pattern: s.Pattern, type_: Type, mode: str, uninitialised: bool = False) -> None:
-        self.typing.types[id(pattern)] = type_
-        match pattern:
-            case s.Bind():
-                self.bind(pattern.name, type_, mode, pattern.mutable or uninitialised, pattern)
-            case s.TuplePattern():
-                parts: tuple[Type, ...] = tuple(Var() for _ in pattern.items)
-                if not unify(strip(type_), Ty("tuple", parts)):
-                    raise TypeProblem(f"mismatched types: expected `{type_}`, found a tuple pattern", pattern.span)
-                for item, part in zip(pattern.items, parts, strict=True):
-                    self.pattern(item, part, mode)
-            case s.VariantPattern():
-                owner, fields = self.variant(pattern.path, pattern.span)
-                if not unify(strip(type_), owner):
-                    raise TypeProblem(f"mismatched types: expected `{type_}`, found `{owner}`", pattern.span)
-                self.typing.callees[id(pattern)] = Callee("variant", pattern.path[-1], (owner,))
-                names = pattern.fields
-                if names is None:
-                    if len(pattern.items) != len(fields):
-                        raise TypeProblem(
-                            f"this pattern has {len(pattern.items)} fields, expected {len(fields)}", pattern.span
-                        )
-                    names = tuple(str(number) for number in range(len(fields)))
-                table = dict(fields)
-                for name, item in zip(names, pattern.items, strict=True):
-                    if name not in table:
-                        raise TypeProblem(f"`{pattern.path[-1]}` has no field `{name}`", pattern.span)
-                    self.pattern(item, table[name], mode)
-            case s.LiteralPattern():
-                self.coerce(self.expr(pattern.value), strip(type_), pattern.span)
-
-    def variant(self, path: tuple[str, ...], span: Span) -> tuple[Ty, tuple[tuple[str, Type], ...]]:
-        """The type that a constructor makes, with fresh arguments, and its fields."""
-        name = path[-1]
-        if name in ("Some", "None") and path[:-1] in ((), ("Option",)):
-            inner = Var()
-            return Ty("Option", (inner,)), ((("0", inner),) if name == "Some" else ())
-        for datatype in self.typing.datatypes.values():
-            owner = path[-2] if len(path) > 1 else None
-            if datatype.is_enum and owner not in (datatype.name, "Self" if self.own else datatype.name):
-                continue
-            for variant in datatype.variants:
-                wanted = name if datatype.is_enum or name != "Self" or self.own is None else self.own.name
-                if variant.name == wanted and (datatype.is_enum or len(path) == 1):
-                    types: dict[str, Type] = {generic: Var() for generic in datatype.generics}
-                    before, self.generics = self.generics, datatype.generics
-                    fields = tuple((field, substitute(self.type(type_), types)) for field, type_ in variant.fields)
-                    self.generics = before
-                    return Ty(datatype.name, tuple(types.values())), fields
-        raise TypeProblem(f"cannot find `{'::'.join(path)}` in this scope", span)
-
-    # expressions
-
-    def note(self, expr: s.Expr, type_: Type) -> Type:
-        self.typing.types[id(expr)] = type_
-        if self.mode == "exec" and isinstance(found := find(type_), Var) and found.integer:
-            self.untyped.append(found)
-        return type_
-
     def expr(self, expr: s.Expr, expected: Type | None = None) -> Type:
         return self.note(expr, self.infer(expr, expected))
-
-    def boolean(self, expr: s.Expr) -> None:
-        self.coerce(self.expr(expr), BOOL, expr.span)
 
     def infer(self, expr: s.Expr, expected: Type | None) -> Type:
         match expr:
@@ -598,200 +384,6 @@ class _Checker:
                 raise Unsupported("`?`", expr.span)
         raise Unsupported(type(expr).__name__, expr.span)
 
-    def literal(self, expr: s.Lit) -> Type:
-        match expr.kind:
-            case "bool":
-                return BOOL
-            case "char":
-                return CHAR
-            case "int":
-                if expr.suffix:
-                    if self.mode == "exec" and expr.suffix in ("int", "nat"):
-                        raise ModeProblem("`int` and `nat` literals are only allowed in ghost code", expr.span)
-                    if not _fits(int(expr.value), expr.suffix):
-                        raise TypeProblem(f"literal out of range for `{expr.suffix}`", expr.span)
-                    return Ty(expr.suffix)
-                return Var(integer=True)
-        raise Unsupported("string literals", expr.span)
-
-    def path(self, expr: s.Path, expected: Type | None) -> Type:
-        names = expr.names
-        if len(names) == 1:
-            found = self.lookup(names[0])
-            if found is not None:
-                if self.mode == "exec" and found.mode == "spec":
-                    raise ModeProblem(f"cannot use ghost variable `{found.name}` in executable code", expr.span)
-                if names[0] in self.before_call and self.scopes[0].get(names[0]) is found:
-                    raise TypeProblem(
-                        f"in requires, use `old({names[0]})` to refer to the pre-state of an &mut variable", expr.span
-                    )
-                self.typing.locals[id(expr)] = found
-                return found.type
-            if names[0] in self.typing.constants:
-                return self.typing.constants[names[0]][0]
-        if len(names) == 2 and names[0] in MACHINE and names[1] in ("MIN", "MAX", "BITS"):
-            return Ty(names[0]) if names[1] != "BITS" else Ty("u32")
-        if names[-1] == "None" or (len(names) == 2 and names[0] in self.typing.datatypes):
-            owner, fields = self.variant(names, expr.span)
-            if fields:
-                raise TypeProblem(f"`{'::'.join(names)}` needs arguments", expr.span)
-            self.typing.callees[id(expr)] = Callee("variant", names[-1], (owner,))
-            return owner
-        if len(names) == 1 and names[0] in self.typing.functions:
-            raise Unsupported("functions as values", expr.span)
-        if len(names) == 1 and names[0] in self.typing.datatypes:
-            owner, fields = self.variant(names, expr.span)
-            if not fields:
-                self.typing.callees[id(expr)] = Callee("variant", names[-1], (owner,))
-                return owner
-        raise TypeProblem(f"cannot find value `{'::'.join(names)}` in this scope", expr.span)
-
-    def unary(self, expr: s.Unary, expected: Type | None) -> Type:
-        match expr.op:
-            case "!":
-                found = strip(self.expr(expr.operand))
-                if isinstance(found, Ty) and found.name in MACHINE:
-                    raise Unsupported("bitwise `!`", expr.span)
-                self.coerce(found, BOOL, expr.span)
-                return BOOL
-            case "-":
-                found = strip(self.expr(expr.operand))
-                self.integer(found, expr.span)
-                if self.mode == "exec":
-                    if isinstance(found, Ty) and found.name.startswith("u"):
-                        raise TypeProblem(f"cannot apply unary operator `-` to type `{found}`", expr.span)
-                    return found
-                return found if isinstance(expr.operand, s.Lit) and not expr.operand.suffix else INT
-            case "*":
-                found = find(self.expr(expr.operand))
-                if isinstance(found, Ty) and found.name in ("&", "&mut"):
-                    return found.args[0]
-                raise TypeProblem(f"type `{found}` cannot be dereferenced", expr.span)
-            case "&":
-                hint = find(expected) if expected is not None else None
-                inner = hint.args[0] if isinstance(hint, Ty) and hint.name == "&" else None
-                return Ty("&", (self.expr(expr.operand, inner),))
-        inner_type = self.expr(expr.operand)
-        self.place(expr.operand)
-        return Ty("&mut", (inner_type,))
-
-    def integer(self, type_: Type, span: Span, what: str = "integer") -> Type:
-        found = strip(type_)
-        if isinstance(found, Var):
-            if not found.integer and not unify(found, Var(integer=True)):
-                raise TypeProblem(f"expected {what}", span)
-            return find(found)
-        if found.name == "!":
-            return found
-        if found.name not in INTEGERS and not (found.name == "char" and self.mode != "exec"):
-            raise TypeProblem(f"mismatched types: expected an integer, found `{found}`", span)
-        return found
-
-    def binary(self, expr: s.Binary, expected: Type | None) -> Type:
-        op = expr.op
-        if op in ("&&", "||", "==>", "<==", "<==>", "&&&", "|||"):
-            if self.mode == "exec" and op not in ("&&", "||"):
-                raise ModeProblem(f"`{op}` is only allowed in ghost code", expr.span)
-            self.boolean(expr.left)
-            self.boolean(expr.right)
-            return BOOL
-        hint = expected if op in ("+", "-", "*", "/", "%") else None
-        left = strip(self.expr(expr.left, hint))
-        right = strip(self.expr(expr.right, hint))
-        if op in _COMPARISONS:
-            if CHAR in (left, right):
-                if self.mode == "exec":
-                    self.same(left, right, expr.right.span)
-                return BOOL
-            left, right = self.integer(left, expr.left.span), self.integer(right, expr.right.span)
-            if self.mode == "exec":
-                self.same(left, right, expr.right.span)
-            return BOOL
-        if op in _EQUALITIES:
-            return self.equality(expr, left, right)
-        left, right = self.integer(left, expr.left.span), self.integer(right, expr.right.span)
-        if op in ("<<", ">>"):
-            return left
-        if op in ("&", "|", "^"):
-            if self.mode != "exec" and isinstance(left, Ty) and left.name in ("int", "nat"):
-                raise TypeProblem(f"no implementation for `{left} {op} {right}`", expr.span)
-            self.same(left, right, expr.right.span)
-            return left
-        if self.mode == "exec":
-            self.same(left, right, expr.right.span)
-            return left
-        if CHAR in (left, right):
-            raise TypeProblem(f"no implementation for `{left} {op} {right}`", expr.span)
-        if op != "-":
-            natural = [part == NAT or (part_is_literal(side) and isinstance(part, Var))
-                       for part, side in ((left, expr.left), (right, expr.right))]  # fmt: skip
-            if all(natural) and NAT in (left, right):
-                unify(left, right)
-                return NAT
-        if (
-            part_is_literal(expr.left)
-            and part_is_literal(expr.right)
-            and isinstance(left, Var)
-            and isinstance(right, Var)
-        ):
-            unify(left, right)
-            unify(left, INT)
-        for part, side in ((left, expr.left), (right, expr.right)):
-            if isinstance(part, Var) and part_is_literal(side):
-                unify(part, INT)
-        return INT
-
-    def same(self, left: Type, right: Type, span: Span) -> None:
-        if NEVER in (find(left), find(right)):
-            return
-        if not unify(left, right):
-            raise TypeProblem(f"mismatched types: expected `{left}`, found `{right}`", span)
-
-    def equality(self, expr: s.Binary, left: Type, right: Type) -> Type:
-        if self.mode == "exec":
-            if expr.op not in ("==", "!="):
-                raise ModeProblem(f"`{expr.op}` is only allowed in ghost code", expr.span)
-            self.same(left, right, expr.right.span)
-            shown = find(left)
-            if isinstance(shown, Ty) and shown.name not in INTEGERS | {"bool", "char", "!"}:
-                raise Unsupported(f"executable `{expr.op}` on `{shown}`", expr.span)
-            return BOOL
-        both = [find(left), find(right)]
-        numeric = [part.integer if isinstance(part, Var) else part.name in INTEGERS or part == CHAR for part in both]
-        if all(numeric):
-            return BOOL
-        if any(numeric) and any(isinstance(part, Var) for part in both):
-            self.later.append((left, right, expr))
-            return BOOL
-        if not unify(left, right):
-            raise TypeProblem(
-                f"mismatched types: `{left}` and `{right}` must be compatible to use {expr.op}", expr.span
-            )
-        return BOOL
-
-    def cast(self, expr: s.Cast) -> Type:
-        given = strip(self.expr(expr.operand))
-        target = self.any_type(expr.type)
-        if not isinstance(target, Ty) or target.name not in INTEGERS | {"char", "bool"}:
-            raise TypeProblem(f"non-primitive cast to `{target}`", expr.span)
-        if self.mode == "exec" and target.name in ("int", "nat"):
-            raise ModeProblem("casts to `int` and `nat` are only allowed in ghost code", expr.span)
-        if isinstance(given, Var):
-            if not given.integer:
-                raise TypeProblem("type annotations needed for this cast", expr.span)
-            if part_is_literal(expr.operand):
-                unify(given, target if target.name in INTEGERS else Ty("u8"))
-            return target
-        if given.name in INTEGERS and target.name in INTEGERS:
-            return target
-        if given.name == "bool" and target.name in MACHINE:
-            raise Unsupported("casts of `bool`", expr.span)
-        if (given == CHAR and target.name in INTEGERS) or given == target:
-            return target
-        if target == CHAR and (given.name == "u8" or (self.mode != "exec" and given.name in INTEGERS)):
-            return target
-        raise TypeProblem(f"invalid cast: `{given}` as `{target}`", expr.span)
-
     def conditional(self, expr: s.If, expected: Type | None) -> Type:
         with self.scope():
             if isinstance(expr.condition, s.LetCondition):
@@ -807,338 +399,6 @@ class _Checker:
             return UNIT
         orelse = self.expr(expr.orelse, expected)
         return self.join(then, orelse, expr.orelse.span)
-
-    def join(self, one: Type, other: Type, span: Span) -> Type:
-        if find(one) == NEVER:
-            return other
-        if find(other) == NEVER:
-            return one
-        if not unify(one, other):
-            raise TypeProblem(f"`if` and `else` have incompatible types: expected `{one}`, found `{other}`", span)
-        return one
-
-    def bind_all(self, params: Iterable[s.Param]) -> tuple[Type, ...]:
-        found = []
-        for param in params:
-            type_: Type = self.any_type(param.type) if param.type is not None else Var()
-            self.bind(param.name, type_, "spec", False, param)
-            found.append(type_)
-        return tuple(found)
-
-    def quantifier(self, expr: s.Quantifier) -> Type:
-        if self.mode == "exec":
-            raise ModeProblem(f"`{expr.kind}` is only allowed in ghost code", expr.span)
-        with self.scope(), self.in_mode("spec"):
-            bound = self.bind_all(expr.params)
-            for group in expr.triggers:
-                for trigger in group:
-                    self.expr(trigger)
-            self.boolean(expr.body)
-        for type_, param in zip(bound, expr.params, strict=True):
-            shown = find(type_)
-            if isinstance(shown, Var):
-                if not shown.integer:
-                    raise TypeProblem(f"type annotations needed for `{param.name}`", param.span)
-                unify(shown, INT)
-        if expr.kind == "choose":
-            return bound[0] if len(bound) == 1 else Ty("tuple", bound)
-        return BOOL
-
-    def closure(self, expr: s.Closure, expected: Type | None) -> Type:
-        if self.mode == "exec":
-            raise Unsupported("executable closures", expr.span)
-        hint = find(expected) if expected is not None else None
-        with self.scope(), self.in_mode("spec"):
-            bound = self.bind_all(expr.params)
-            if isinstance(hint, Ty) and hint.name == "spec_fn" and len(hint.args) == len(bound) + 1:
-                for type_, wanted, param in zip(bound, hint.args, expr.params, strict=False):
-                    if not unify(type_, wanted):
-                        raise TypeProblem(f"mismatched types: expected `{wanted}`, found `{type_}`", param.span)
-            result = self.expr(expr.body, hint.args[-1] if isinstance(hint, Ty) and hint.name == "spec_fn" else None)
-        return Ty("spec_fn", (*bound, result))
-
-    def list_literal(self, expr: s.ListLiteral) -> Type:
-        element: Type = Var()
-        for item in expr.items:
-            self.coerce(self.expr(item, element), element, item.span)
-        if expr.kind in ("vec", "array") and self.mode != "exec":
-            raise Unsupported(f"{expr.kind} literals in ghost code", expr.span)
-        if expr.kind in ("seq", "set") and self.mode == "exec":
-            raise ModeProblem(f"`{expr.kind}!` is only allowed in ghost code", expr.span)
-        if expr.repeat is not None:
-            if expr.kind != "vec":
-                raise Unsupported("array repetition", expr.span)
-            self.coerce(self.expr(expr.repeat), USIZE, expr.repeat.span)
-        if expr.kind == "array":
-            raise Unsupported("array literals", expr.span)
-        return Ty({"vec": "Vec", "seq": "Seq", "set": "Set"}[expr.kind], (element,))
-
-    def struct_literal(self, expr: s.StructLiteral) -> Type:
-        owner, fields = self.variant(expr.path, expr.span)
-        table = dict(fields)
-        given = set()
-        for name, value in expr.fields:
-            if name not in table or name in given:
-                raise TypeProblem(
-                    f"struct `{owner.name}` has no field named `{name}` (or it is given twice)", value.span
-                )
-            given.add(name)
-            self.coerce(self.expr(value, table[name]), table[name], value.span)
-        if expr.base is not None:
-            self.coerce(self.expr(expr.base), owner, expr.base.span)
-        elif given != set(table):
-            raise TypeProblem(f"missing fields of `{owner.name}`: {', '.join(sorted(set(table) - given))}", expr.span)
-        self.typing.callees[id(expr)] = Callee("variant", expr.path[-1], (owner,))
-        return owner
-
-    # calls
-
-    def arguments(self, args: Sequence[s.Expr], params: Sequence[Type], span: Span) -> None:
-        if len(args) != len(params):
-            raise TypeProblem(f"this function takes {len(params)} arguments but {len(args)} were supplied", span)
-        for arg, param in zip(args, params, strict=True):
-            self.coerce(self.expr(arg, param), param, arg.span)
-
-    def call(self, expr: s.Call, expected: Type | None) -> Type:
-        function = expr.function
-        if not isinstance(function, s.Path):
-            found = find(self.expr(function))
-            return self.apply(expr, found)
-        names = function.names
-        if len(names) == 1:
-            local = self.lookup(names[0])
-            if local is not None:
-                return self.apply(expr, find(self.expr(function)))
-            if names[0] in ("old", "final"):
-                return self.old(expr, names[0])
-            if names[0] == "arbitrary":
-                raise Unsupported(f"`{names[0]}`", expr.span)
-            if names[0] in ("Ghost", "Tracked"):
-                raise Unsupported(f"`{names[0]}(...)` expressions", expr.span)
-        if names[-1] == "Some" or (
-            len(names) <= 2 and "::".join(names) not in self.typing.functions
-            and (names[0] in self.typing.datatypes) and names[0] not in self.typing.functions
-        ):  # fmt: skip
-            owner, fields = self.variant(names, expr.span)
-            hint = find(expected) if expected is not None else None
-            if isinstance(hint, Ty) and hint.name == owner.name:
-                unify(owner, hint)
-            self.arguments(expr.args, [type_ for _, type_ in fields], expr.span)
-            self.typing.callees[id(expr)] = Callee("variant", names[-1], (owner,))
-            return owner
-        own_name = self.own.name if self.own is not None else ""
-        full = "::".join(own_name if name == "Self" else name for name in names)
-        signature = self.typing.functions.get(full)
-        if signature is not None:
-            return self.call_signature(expr, signature, expr.args, function.generics, None)
-        operation = operations().get(".".join(names[-2:]))
-        if operation is not None:
-            return self.call_operation(expr, operation.name, None, expr.args, expected, function.generics)
-        if len(names) > 1 and names[0] not in _ARITY and names[0] not in MACHINE:
-            raise TypeProblem(f"failed to resolve: use of undeclared type `{names[0]}`", expr.span)
-        if len(names) > 1 and names[0] in MACHINE:
-            raise Unsupported(f"`{full}`", expr.span)
-        raise TypeProblem(f"cannot find function `{full}` in this scope", expr.span)
-
-    def apply(self, expr: s.Call, found: Type) -> Type:
-        if not isinstance(found, Ty) or found.name != "spec_fn":
-            raise TypeProblem(f"expected function, found `{found}`", expr.span)
-        if self.mode == "exec":
-            raise ModeProblem("spec closures cannot be called in executable code", expr.span)
-        self.arguments(expr.args, found.args[:-1], expr.span)
-        self.typing.callees[id(expr)] = Callee("apply", "", (found,))
-        return found.args[-1]
-
-    def old(self, expr: s.Call, which: str) -> Type:
-        if self.mode == "exec":
-            raise ModeProblem(f"`{which}` is only allowed in ghost code", expr.span)
-        if which == "final" and self.edition == "2024-08":
-            raise TypeProblem("cannot find function `final` in this scope", expr.span)
-        if len(expr.args) != 1 or not isinstance(expr.args[0], s.Path) or len(expr.args[0].names) != 1:
-            raise TypeProblem(f"`{which}` takes a variable", expr.span)
-        local = self.scopes[0].get(expr.args[0].names[0])
-        if local is None or self.lookup(local.name) is not local:
-            raise TypeProblem(f"`{which}` takes a `&mut` parameter of the function", expr.span)
-        if not isinstance(local.type, Ty) or local.type.name != "&mut":
-            raise TypeProblem(f"a variable of type `&mut` is required inside `{which}`", expr.span)
-        self.typing.locals[id(expr.args[0])] = local
-        self.note(expr.args[0], local.type)
-        self.typing.callees[id(expr)] = Callee(which, local.unique)
-        return local.type
-
-    def call_signature(
-        self, expr: s.Call | s.Method, signature: Signature, args: Sequence[s.Expr],
-        generics: tuple[s.TypeExpr, ...], receiver: Type | None,
-    ) -> Type:  # fmt: skip
-        if signature.mode == "exec" and self.mode != "exec":
-            raise ModeProblem(f"cannot call function `{signature.name}` with mode exec", expr.span)
-        if signature.mode == "proof" and self.mode != "proof":
-            raise ModeProblem(f"cannot call function `{signature.name}` with mode proof", expr.span)
-        if signature.mode == "spec" and self.mode == "exec":
-            raise ModeProblem(f"cannot call function `{signature.name}` with mode spec", expr.span)
-        types: dict[str, Type] = {generic: Var() for generic in signature.generics}
-        if generics:
-            for generic, given in zip(signature.fn.generics, generics, strict=False):
-                types[generic] = self.any_type(given)
-        params = [substitute(param.type, types) for param in signature.params]
-        if receiver is not None:
-            first = params.pop(0)
-            if not unify(strip(receiver), strip(first)):
-                raise TypeProblem(f"mismatched types: expected `{first}`, found `{receiver}`", expr.span)
-            if isinstance(first, Ty) and first.name == "&mut" and isinstance(expr, s.Method):
-                self.place(expr.receiver)
-        with self.in_mode("exec" if signature.mode == "exec" else "spec"):
-            self.arguments(args, params, expr.span)
-        if signature.mode == "exec":
-            self.borrows(expr, signature, args)
-        self.typing.callees[id(expr)] = Callee("fn", signature.name, tuple(types.values()))
-        return substitute(signature.result, types)
-
-    def borrows(self, expr: s.Call | s.Method, signature: Signature, args: Sequence[s.Expr]) -> None:
-        """A variable that a call may change is given to it once."""
-        given = [*([expr.receiver] if isinstance(expr, s.Method) else []), *args]
-        roots: list[tuple[Local, bool]] = []
-        for arg, param in zip(given, signature.params, strict=True):
-            place = arg.operand if isinstance(arg, s.Unary) and arg.op in ("&", "&mut") else arg
-            while isinstance(place, s.Index | s.Field):
-                place = place.receiver
-            type_ = find(param.type)
-            local = self.typing.locals.get(id(place))
-            if local is not None and isinstance(type_, Ty) and type_.name in ("&", "&mut"):
-                roots.append((local, type_.name == "&mut"))
-        for place_, (local, mutable) in enumerate(roots):
-            if mutable and any(other is local for at, (other, _) in enumerate(roots) if at != place_):
-                raise TypeProblem(f"cannot borrow `{local.name}` as mutable more than once at a time", expr.span)
-
-    def method(self, expr: s.Method, expected: Type | None) -> Type:
-        receiver = self.expr(expr.receiver)
-        shown = strip(receiver)
-        if isinstance(shown, Var):
-            if shown.integer:
-                raise TypeProblem(f"no method named `{expr.name}` found for type `{shown}`", expr.span)
-            raise TypeProblem("type annotations needed before a method call", expr.span)
-        signature = self.typing.functions.get(f"{shown.name}::{expr.name}")
-        if signature is not None and signature.params and signature.params[0].name == "self":
-            return self.call_signature(expr, signature, expr.args, expr.generics, receiver)
-        name = f"{shown.name}.{expr.name}"
-        if name not in operations():
-            if shown.name in LISTS | {"String", "str", "Option"} and self.mode == "exec" and expr.name in _RUST_ONLY:
-                raise Unsupported(f"`{name}` in executable code", expr.span)
-            raise TypeProblem(f"no method named `{expr.name}` found for type `{shown}`", expr.span)
-        return self.call_operation(expr, name, receiver, expr.args, expected, expr.generics)
-
-    def call_operation(
-        self, expr: s.Call | s.Method, name: str, receiver: Type | None, args: Sequence[s.Expr],
-        expected: Type | None, generics: tuple[s.TypeExpr, ...],
-    ) -> Type:  # fmt: skip
-        operation = operations()[name]
-        side = "exec" if self.mode == "exec" else "spec"
-        if side not in operation.modes:
-            raise ModeProblem(
-                f"cannot call function `{name}` with mode {'spec' if side == 'exec' else 'exec'}", expr.span
-            )
-        types: dict[str, Type] = {generic: Var() for generic in sorted(GENERICS)}
-        before, self.generics = self.generics, tuple(GENERICS)
-        owner = substitute(self.any_type(operation.owner), types)
-        params = [substitute(self.any_type(param), types) for param in operation.params]
-        result: Type = UNIT if operation.result is None else substitute(self.any_type(operation.result), types)
-        self.generics = before
-        assert isinstance(owner, Ty)
-        if generics and not isinstance(expr, s.Method):
-            for given, wanted in zip(generics, owner.args, strict=False):
-                unify(self.any_type(given), wanted)
-        args = list(args)
-        if receiver is None and operation.receiver:
-            if not args:
-                raise TypeProblem(f"`{name}` needs a receiver", expr.span)
-            receiver = self.expr(args.pop(0))
-            if not unify(strip(receiver), owner):
-                raise TypeProblem(f"mismatched types: expected `{owner}`, found `{receiver}`", expr.span)
-        if receiver is not None:
-            if not unify(strip(receiver), owner):
-                raise TypeProblem(f"mismatched types: expected `{owner}`, found `{receiver}`", expr.span)
-            if not operation.receiver:
-                raise TypeProblem(f"`{name}` is an associated function, not a method", expr.span)
-            if operation.receiver == "&mut":
-                if not isinstance(expr, s.Method):
-                    raise Unsupported(f"`{name}` called as a function", expr.span)
-                self.place(expr.receiver)
-        if expected is not None and isinstance(find(expected), Ty) and not operation.receiver:
-            unify(result, expected)
-        self.arguments(args, params, expr.span)
-        self.typing.callees[id(expr)] = Callee("operation", name, (owner, *types.values()))
-        return result
-
-    def place(self, expr: s.Expr) -> Local:
-        """The variable that a mutable place belongs to, checked for mutability."""
-        match expr:
-            case s.Path():
-                local = self.typing.locals.get(id(expr))
-                if local is None:
-                    raise TypeProblem("cannot borrow as mutable: not a variable", expr.span)
-                type_ = find(local.type)
-                if isinstance(type_, Ty) and type_.name == "&mut":
-                    return local
-                if isinstance(type_, Ty) and type_.name == "&":
-                    raise TypeProblem(
-                        f"cannot borrow `*{local.name}` as mutable, as it is behind a `&` reference", expr.span
-                    )
-                if not local.mutable:
-                    raise TypeProblem(
-                        f"cannot borrow `{local.name}` as mutable, as it is not declared as mutable", expr.span
-                    )
-                return local
-            case s.Index() | s.Field():
-                return self.place(expr.receiver)
-            case s.Unary(op="*"):
-                return self.place(expr.operand)
-        raise Unsupported("mutation of this kind of place", expr.span)
-
-    def field(self, expr: s.Field) -> Type:
-        receiver = self.expr(expr.receiver)
-        shown = strip(receiver)
-        if isinstance(shown, Ty) and shown.name == "tuple" and expr.name.isdigit():
-            if int(expr.name) < len(shown.args):
-                return shown.args[int(expr.name)]
-        elif isinstance(shown, Ty) and shown.name in self.typing.datatypes:
-            datatype = self.typing.datatypes[shown.name]
-            if not datatype.is_enum:
-                owner, fields = self.variant((datatype.name,), expr.span)
-                unify(owner, shown)
-                if expr.name in dict(fields):
-                    return dict(fields)[expr.name]
-        raise TypeProblem(f"no field `{expr.name}` on type `{shown}`", expr.span)
-
-    def index(self, expr: s.Index) -> Type:
-        receiver = strip(self.expr(expr.receiver))
-        if isinstance(expr.index, s.Range):
-            raise Unsupported("range indices", expr.span)
-        index = self.expr(expr.index)
-        if not isinstance(receiver, Ty) or receiver.name not in LISTS | {"Seq", "Map"}:
-            raise TypeProblem(f"cannot index into a value of type `{receiver}`", expr.span)
-        if self.mode == "exec":
-            if receiver.name not in LISTS:
-                raise ModeProblem(f"cannot index a `{receiver}` in executable code", expr.span)
-            self.coerce(index, USIZE, expr.index.span)
-        elif receiver.name == "Map":
-            self.coerce(index, receiver.args[0], expr.index.span)
-            return receiver.args[1]
-        else:
-            self.coerce(index, INT, expr.index.span)
-        return receiver.args[0]
-
-    def view(self, expr: s.View) -> Type:
-        if self.mode == "exec":
-            raise ModeProblem("cannot call `view` (`@`) in executable code", expr.span)
-        shown = strip(self.expr(expr.operand))
-        if isinstance(shown, Ty):
-            if shown.name in LISTS:
-                return Ty("Seq", shown.args)
-            if shown.name in ("String", "str"):
-                return Ty("Seq", (CHAR,))
-        raise TypeProblem(f"no method named `view` found for type `{shown}`", expr.span)
-
-    # loops and assignment
 
     def loop(self, expr: s.While) -> Type:
         if self.mode != "exec":
@@ -1204,24 +464,6 @@ class _Checker:
         return self.place(expr)
 
 
-def part_is_literal(expr: s.Expr) -> bool:
-    """Whether an unknown integer type of `expr` comes from literals alone."""
-    match expr:
-        case s.Lit():
-            return True
-        case s.Unary(op="-"):
-            return part_is_literal(expr.operand)
-        case s.Binary():
-            return part_is_literal(expr.left) and part_is_literal(expr.right)
-        case s.Trigger():
-            return part_is_literal(expr.operand)
-        case s.Block():
-            return expr.tail is not None and part_is_literal(expr.tail)
-        case s.If():
-            return part_is_literal(expr.then) and expr.orelse is not None and part_is_literal(expr.orelse)
-    return False
-
-
 def contains_break(node: object) -> bool:
     """Whether a `break` belongs to the loop whose body `node` is."""
     if isinstance(node, s.Break):
@@ -1233,12 +475,3 @@ def contains_break(node: object) -> bool:
     if isinstance(node, s.Node):
         return any(contains_break(getattr(node, name)) for name in node.__dataclass_fields__ if name != "span")
     return False
-
-
-def _fits(value: int, type_: str) -> bool:
-    if type_ == "int":
-        return True
-    if type_ == "nat":
-        return value >= 0
-    bits = 64 if type_.endswith("size") else int(type_[1:])
-    return value < 2 ** (bits - (type_[0] == "i")) if value >= 0 else type_[0] == "i" and value >= -(2 ** (bits - 1))

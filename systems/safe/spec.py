@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from systems.safe import syntax as s
-from systems.safe.check import part_is_literal
+from systems.safe.operators import part_is_literal
 from systems.safe.syntax import Span, TypeProblem, Unsupported
 from systems.safe.terms import (
     FALSE,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
 
 from systems.safe import solve
 from systems.safe.check import check
@@ -56,6 +57,23 @@ class Report:
     rlimit_used: int
     backend: str = "embedded"
     edition: str = "current"
+
+
+class Verifier(Protocol):
+    """Whatever gives reports on programs: `Embedded`, or `VerusBinary` where the real one is installed."""
+
+    def verify(self, source: str, *, limits: Limits = ...) -> Report: ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The verifier of this package under the rules of an edition, with a verdict cache if one is given."""
+
+    edition: str = "current"
+    cache: Cache | None = None
+
+    def verify(self, source: str, *, limits: Limits = Limits()) -> Report:
+        return verify(source, edition=self.edition, limits=limits, cache=self.cache)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from systems.safe.parser import _Parser
+from systems.safe.parser import Parser
 from systems.safe.syntax import TypeExpr
 
 _ROWS = """
@@ -111,7 +111,7 @@ def operations() -> dict[str, Operation]:
         mode, rest = row.split(" ", 1)
         at = next(at for mark in (" :: ", " &mut ", " & ", " own ") if (at := rest.find(mark)) >= 0)
         owner_text, mark, signature = rest[:at], rest[at:].split()[0], rest[at:].strip().split(" ", 1)[1]
-        reader = _Parser(signature)
+        reader = Parser(signature)
         name = reader.name()
         reader.expect("(")
         params = []
@@ -120,7 +120,7 @@ def operations() -> dict[str, Operation]:
             reader.accept(",")
         reader.expect(")")
         result = reader.type() if reader.accept("->") else None
-        owner = _Parser(owner_text).type()
+        owner = Parser(owner_text).type()
         modes = frozenset(("exec", "spec")) if mode == "both" else frozenset((mode,))
         operation = Operation(
             f"{owner_text.split('<')[0]}.{name}", modes, owner, "" if mark == "::" else mark, tuple(params), result

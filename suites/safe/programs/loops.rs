@@ -415,3 +415,84 @@ fn run(x: &mut u32) {
     *x = 5;
     assert(*x * 1 == *old(x)) by(nonlinear_arith); // expect: assertion failed
 }
+//- a_difference_in_range_by_the_requires
+#[verifier::loop_isolation(false)]
+fn differences(a: &Vec<i32>, b: &Vec<i32>) -> (d: Vec<i32>)
+    requires
+        a.len() == b.len(),
+        forall|k: int| 0 <= k < a.len() ==> i32::MIN <= #[trigger] (a[k] - b[k]) <= i32::MAX,
+    ensures
+        d.len() == a.len(),
+        forall|k: int| 0 <= k < d.len() ==> d[k] == #[trigger] (a[k] - b[k]),
+{
+    let mut d = Vec::with_capacity(a.len());
+    let mut i = 0;
+    while i < a.len()
+        invariant
+            i <= a.len(),
+            d.len() == i,
+            forall|k: int| 0 <= k < i ==> d[k] == a[k] - b[k],
+        decreases a.len() - i,
+    {
+        d.push(a[i] - b[i]);
+        i += 1;
+    }
+    d
+}
+//- a_difference_not_in_range_without_the_requires
+#[verifier::loop_isolation(false)]
+fn differences(a: &Vec<i32>, b: &Vec<i32>)
+    requires
+        a.len() == b.len(),
+{
+    let mut d: Vec<i32> = Vec::new();
+    let mut i = 0;
+    while i < a.len()
+        invariant
+            i <= a.len(),
+        decreases a.len() - i,
+    {
+        d.push(a[i] - b[i]); // expect: possible arithmetic underflow/overflow
+        i += 1;
+    }
+}
+//- a_filtered_copy_holds_elements_of_the_source
+#[verifier::loop_isolation(false)]
+fn sevens(a: &Vec<u64>, out: &mut Vec<u64>)
+    requires
+        old(out).len() == 0,
+    ensures
+        forall|k: int| 0 <= k < out.len() ==> out[k] % 7 == 0 && a@.contains(out@[k]),
+{
+    let mut i: usize = 0;
+    while i < a.len()
+        invariant
+            i <= a.len(),
+            forall|k: int| 0 <= k < out.len() ==> out[k] % 7 == 0 && a@.contains(out@[k]),
+        decreases a.len() - i,
+    {
+        if a[i] % 7 == 0 {
+            out.push(a[i]);
+        }
+        i += 1;
+    }
+}
+//- an_unfiltered_copy_is_refused
+#[verifier::loop_isolation(false)]
+fn sevens(a: &Vec<u64>, out: &mut Vec<u64>)
+    requires
+        old(out).len() == 0,
+    ensures
+        forall|k: int| 0 <= k < out.len() ==> out[k] % 7 == 0,
+{
+    let mut i: usize = 0;
+    while i < a.len()
+        invariant
+            i <= a.len(),
+            forall|k: int| 0 <= k < out.len() ==> out[k] % 7 == 0, // expect: invariant not satisfied at end of loop body
+        decreases a.len() - i,
+    {
+        out.push(a[i]);
+        i += 1;
+    }
+}
