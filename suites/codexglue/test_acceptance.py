@@ -35,9 +35,7 @@ def scores_of(folder, number):
     variant = next((one for text, one in VARIANTS.items() if text in row["note"]), None)
     found = {}
     for backend in ("difflib", "levenshtein"):
-        scores = evaluate(
-            row["task"], answers, predictions, variant, edit_backend=backend, with_codebleu=False
-        )  # fmt: skip
+        scores = evaluate(row["task"], answers, predictions, variant, edit_backend=backend, with_codebleu=False)
         found |= {f"{name}[{backend}]" if name == "edit_sim" else name: value for name, value in scores.items()}
         found |= {name[len("accuracy[") : -1]: value for name, value in scores.items() if name.startswith("accuracy[")}
         found["tokens"] = scores.meta.get("tokens")

@@ -20,11 +20,9 @@ import numpy as np
 from systems.codexglue import metrics
 from systems.codexglue.dataflow import data_flow, matches, normalised
 from systems.codexglue.languages import language, other_than_pinned, parser, versions
-from systems.codexglue.trees import Compat, Forest, Tree, without_comments
+from systems.codexglue.trees import Compat, plant, shared_subtrees, without_comments
 
 WEIGHTS = (0.25, 0.25, 0.25, 0.25)
-FOREST_PAIRS = 2000
-"""Pairs after which a forest is planted anew, so that memory does not grow with the corpus."""
 
 
 class CodeBleuWarning(UserWarning):
@@ -121,30 +119,22 @@ def _counted(references: Sequence[str], hypotheses: Sequence[str], lang: str, co
 def count_pairs(references: Sequence[str], hypotheses: Sequence[str], lang: str, compat: Compat) -> Counted:
     """Trees and data flows of pairs. Pairs that are equal without comments are parsed once: all of them match."""
     rules, parse = language(lang).rules, parser(lang)
-    forest = Forest(parse, compat)
     trees = all_trees = flows = all_flows = errors = 0
-    for number, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True), 1):
-        if number % FOREST_PAIRS == 0:
-            forest = Forest(parse, compat)
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
         reference, hypothesis = (without_comments(code, lang, compat) for code in (reference, hypothesis))
-        ours = forest.tree(reference)
+        ours = plant(parse, reference, compat)
         gold = normalised(data_flow(ours, rules))
-        all_trees += len(ours.subtrees)
+        own = ours.subtrees()
+        all_trees += own
         all_flows += len(gold)
-        errors += ours.errors
         if reference == hypothesis:
-            trees += len(ours.subtrees)
+            trees += own
             flows += len(gold)
-            errors += ours.errors
+            errors += 2 * ours.errors
             continue
-        theirs = forest.tree(hypothesis)
-        errors += theirs.errors
-        trees += _trees_in(ours, theirs)
+        theirs = plant(parse, hypothesis, compat)
+        errors += ours.errors + theirs.errors
+        trees += shared_subtrees(ours, theirs)
         if gold:
             flows += matches(gold, normalised(data_flow(theirs, rules)))
     return Counted(trees, all_trees, flows, all_flows, errors)
-
-
-def _trees_in(reference: Tree, hypothesis: Tree) -> int:
-    there = set(hypothesis.subtrees)
-    return sum(tree in there for tree in reference.subtrees)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from systems.codexglue.languages import Rules
-from systems.codexglue.trees import Tree
+from systems.codexglue.trees import STRINGS, Tree
 
 Record = tuple[str, int, str, list[str], list[int]]
 """name, place, relation, names and places of its sources."""
@@ -82,48 +82,48 @@ class _Walk:
         act |= dict.fromkeys(rules.assignments, self._pairwise if rules.pairs else self._assignment)
         act |= dict.fromkeys(rules.definitions, self._definition)
         self.act = act
+        # The first node from each one on for which there is a rule: without one, tokens are walked in order.
+        following = len(tree.kinds)
+        self.following = [following] * (following + 1)
+        for k in range(following - 1, -1, -1):
+            if tree.kinds[k] in act:
+                following = k
+            self.following[k] = following
 
     def node(self, index: int) -> None:
         tree = self.tree
-        kids = tree.children[index]
-        kind = tree.kinds[index]
-        if (not kids or kind in ("string_literal", "string", "character_literal")) and kind != "comment":
-            token = tree.first[index]
-            if not tree.variable[token]:
-                return
-            text, place = tree.texts[token], tree.place[token]
-            known = self.states.get(text)
-            if known is not None:
-                self.out.append((text, place, COMES, [text], known))
-                return
-            if kind == "identifier":
-                self.states[text] = [place]
-            self.out.append((text, place, COMES, [], []))
-            return
-        act = self.act.get(kind)
+        kind, end = tree.kinds[index], tree.end[index]
+        act = None if kind in STRINGS or not tree.counts[index] else self.act.get(kind)
         if act is not None:
             act(index)
-            return
-        first = self.rules.first
-        if first:
-            for kid in kids:
-                if tree.kinds[kid] in first:
-                    self.node(kid)
-            for kid in kids:
-                if tree.kinds[kid] not in first:
-                    self.node(kid)
-            return
-        for kid in kids:
-            self.node(kid)
+        elif self.following[index + 1] >= end:
+            self._tokens(tree.first[index], tree.first[end])
+        else:
+            children = tree.children(index)
+            if self.rules.first:
+                children.sort(key=lambda child: tree.kinds[child] not in self.rules.first)
+            for child in children:
+                self.node(child)
 
-    def _child(self, index: int, field: str) -> int | None:
-        fields = self.tree.fields
-        return next((kid for kid in self.tree.children[index] if fields[kid] == field), None)
+    def _tokens(self, start: int, stop: int) -> None:
+        texts, places, states, out = self.tree.texts, self.tree.place, self.states, self.out
+        variable, kinds = self.tree.variable, self.tree.leaf_kinds
+        for token in range(start, stop):
+            if not variable[token]:
+                continue
+            text = texts[token]
+            known = states.get(text)
+            if known is not None:
+                out.append((text, places[token], COMES, [text], known))
+                continue
+            if kinds[token] == "identifier":
+                states[text] = [places[token]]
+            out.append((text, places[token], COMES, [], []))
 
     def _variables(self, index: Any) -> list[tuple[int, str]]:
         """(place, text) of the tokens below a node that are no marks or keywords. TypeError for None."""
         tree = self.tree
-        tokens = range(tree.first[index], tree.last[index])
+        tokens = range(tree.first[index], tree.first[tree.end[index]])
         return [(tree.place[t], tree.texts[t]) for t in tokens if tree.variable[t]]
 
     def _all_to_all(self, names: list[tuple[int, str]], sources: list[tuple[int, str]], relation: str) -> None:
@@ -133,13 +133,13 @@ class _Walk:
             self.states[text] = [place]
 
     def _definition(self, index: int) -> None:
-        kids = self.tree.children[index]
+        kids = self.tree.children(index)
         name: Any
         value: int | None
         if self.rules.value_field == "second child":
             name, value = kids[0], kids[1] if len(kids) == 2 else None
         else:
-            name, value = self._child(index, "name"), self._child(index, self.rules.value_field)
+            name, value = self.tree.child(index, "name"), self.tree.child(index, self.rules.value_field)
         names = self._variables(name)
         if value is None:
             for place, text in names:
@@ -151,8 +151,8 @@ class _Walk:
         self._all_to_all(names, sources, COMES)
 
     def _assignment(self, index: int) -> None:
-        left: Any = self._child(index, "left")
-        right: Any = self._child(index, "right")
+        left: Any = self.tree.child(index, "left")
+        right: Any = self.tree.child(index, "right")
         self.node(right)
         self._all_to_all(self._variables(left), self._variables(right), COMPUTED)
 
@@ -162,23 +162,23 @@ class _Walk:
 
     def _pairwise(self, index: int) -> None:
         """An assignment whose sides are matched child by child where they are as many."""
-        kids, kind = self.tree.children[index], self.tree.kinds[index]
+        kids, kind = self.tree.children(index), self.tree.kinds[index]
         if kind == "for_in_clause":
-            self._related([self._child(index, "left")], [kids[-1]])
+            self._related([self.tree.child(index, "left")], [kids[-1]])
         elif kind == "operator_assignment":
             self._related([kids[0]], [kids[-1]])
         else:
-            right: Any = self._child(index, "right")
+            right: Any = self.tree.child(index, "right")
             if right is None and "default_parameter" in self.rules.definitions:
                 return  # a declaration of Python, which only gives a type
-            self._related(*self._sides(self._child(index, "left"), right))
+            self._related(*self._sides(self.tree.child(index, "left"), right))
 
     def _sides(self, left: Any, right: Any) -> tuple[list[Any], list[Any]]:
         lefts, rights = self._parts(left), self._parts(right)
         return ([left], [right]) if len(lefts) != len(rights) or not lefts else (lefts, rights)
 
     def _parts(self, index: Any) -> list[int]:
-        return [kid for kid in self.tree.children[index] if self.tree.kinds[kid] != ","]
+        return [kid for kid in self.tree.children(index) if self.tree.kinds[kid] != ","]
 
     def _related(self, lefts: list[Any], rights: list[Any]) -> None:
         for right in rights:
@@ -198,7 +198,7 @@ class _Walk:
         ends = []
         total = "else" in tree.kinds[index]  # one of the branches is taken for sure
         branched = False
-        for kid in tree.children[index]:
+        for kid in tree.children(index):
             kind = tree.kinds[kid]
             total = total or "else" in kind
             if kind in rules.branches or branched:
@@ -221,7 +221,7 @@ class _Walk:
 
     def _counted_loop(self, index: int) -> None:
         mark, tree = len(self.out), self.tree
-        kids = tree.children[index]
+        kids = tree.children(index)
         for kid in kids:
             self.node(kid)
         again = False
@@ -231,7 +231,7 @@ class _Walk:
             elif tree.kinds[kid] == self.rules.loop_start:
                 again = True
                 if tree.kinds[kid] == "for_clause":
-                    update = self._child(kid, "update")
+                    update = self.tree.child(kid, "update")
                     if update is not None:
                         self.node(update)
         self._merge(mark)
@@ -239,22 +239,22 @@ class _Walk:
     def _while(self, index: int) -> None:
         mark = len(self.out)
         for _ in range(2):
-            for kid in self.tree.children[index]:
+            for kid in self.tree.children(index):
                 self.node(kid)
         self._merge(mark)
 
     def _for_each(self, index: int) -> None:
         mark = len(self.out)
         name_field, value_field, body_field = self.rules.for_each_fields
-        name: Any = self._child(index, name_field)
-        value: Any = self._child(index, value_field)
-        body: Any = self._child(index, body_field)
+        name: Any = self.tree.child(index, name_field)
+        value: Any = self.tree.child(index, value_field)
+        body: Any = self.tree.child(index, body_field)
         if self.tree.kinds[index] == "foreach_statement":
             # PHP's: the official rule takes the first variable for what is walked and the second for the name.
-            variables = [kid for kid in self.tree.children[index] if self.tree.kinds[kid] == "variable_name"]
+            variables = [kid for kid in self.tree.children(index) if self.tree.kinds[kid] == "variable_name"]
             value, name = (*variables[:2], None, None)[:2]
         if self.rules.pairs:
-            last = self.tree.children[index][-1]
+            last = self.tree.children(index)[-1]
             if body_field == "block":
                 body = last if self.tree.kinds[last] == "block" else None
             lefts, rights = self._sides(name, value) if body_field == "block" else ([name], [value])

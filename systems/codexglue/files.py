@@ -31,12 +31,12 @@ MISSING = object()
 class Table:
     """What a file holds: rows by id, in order of first appearance; later rows of an id in `repeated`.
 
-    Files of plain lines have their numbers from 1, as str, for ids. lines: by id, where the row stands.
+    Files of plain lines have their numbers from 1, as str, for ids. numbers: of the lines of the rows, in order.
     """
 
     path: Path
     rows: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
     repeated: list[tuple[str, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -44,10 +44,14 @@ class Table:
         """Keep a row; note a problem where its id is there already."""
         if key in self.rows:
             self.repeated.append((key, value))
-            self.note(line, key, "duplicate", f"{key!r} is here again, first on line {self.lines[key]}")
+            self.note(line, key, "duplicate", f"{key!r} is here again, first on line {self.line_of(key)}")
             return
         self.rows[key] = value
-        self.lines[key] = line
+        self.numbers.append(line)
+
+    def line_of(self, key: str) -> int:
+        """The line of a row."""
+        return self.numbers[list(self.rows).index(key)]
 
     def note(self, line: int, key: str, kind: str, message: str) -> None:
         """A problem of this file."""
@@ -94,7 +98,9 @@ def lines_of(path: Path, unicode_ends: bool = False) -> list[str]:
     text = text_of(path)
     if unicode_ends:
         return text.splitlines()
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.split("\n")
     if lines and not lines[-1]:
         lines.pop()
     return lines
@@ -160,8 +166,17 @@ def _labels(table: Table) -> None:
 
 
 def _names(table: Table) -> None:
-    for line, (key, label) in _columns(table, 2):
-        table.add(key, label, line)
+    rows, numbers = table.rows, table.numbers
+    for number, line in enumerate(lines_of(table.path), 1):
+        key, _, label = line.strip().partition("\t")
+        if label and "\t" not in label and key not in rows:
+            rows[key] = label
+            numbers.append(number)
+        elif label and "\t" not in label:
+            table.add(key, label, number)
+        elif key or label:
+            columns = line.strip().count("\t") + 1
+            table.note(number, "", "columns", f"{columns} columns, expected 2 with a TAB between")
 
 
 def _targets(table: Table) -> None:
@@ -183,7 +198,9 @@ def _rankings(key_name: str) -> Callable[[Table], None]:
             if not isinstance(answers, list):
                 table.note(line, str(key), "json", f"answers of {key!r} are no list")
                 continue
-            table.add(str(key), [str(answer) for answer in answers], line)
+            if set(map(type, answers)) != {str}:
+                answers = [str(answer) for answer in answers]
+            table.add(str(key), answers, line)
 
     return read_rankings
 
@@ -207,15 +224,16 @@ def _words(table: Table) -> None:
 
 
 def _lines(table: Table) -> None:
-    for number, line in enumerate(lines_of(table.path), 1):
-        table.rows[str(number)] = line
-        table.lines[str(number)] = number
+    _number(table, lines_of(table.path))
 
 
 def _any_lines(table: Table) -> None:
-    for number, line in enumerate(lines_of(table.path, unicode_ends=True), 1):
-        table.rows[str(number)] = line
-        table.lines[str(number)] = number
+    _number(table, lines_of(table.path, unicode_ends=True))
+
+
+def _number(table: Table, lines: list[str]) -> None:
+    table.numbers = list(range(1, len(lines) + 1))
+    table.rows = dict(zip(map(str, table.numbers), lines, strict=True))
 
 
 def _json_text(name: str) -> Callable[[Table], None]:
@@ -228,7 +246,7 @@ def _json_text(name: str) -> Callable[[Table], None]:
                 table.note(line, "", "json", f"{name!r} is a {type(text).__name__}, expected text")
                 continue
             table.rows[str(number)] = text
-            table.lines[str(number)] = line
+            table.numbers.append(line)
 
     return read_text
 

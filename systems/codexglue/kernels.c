@@ -97,6 +97,38 @@ void weighted_recall(const int32_t *hyp, const int64_t *hyp_at, const int32_t *r
     }
 }
 
+/* ------------------------------------------------------------------------------------------------- token by token */
+
+static inline int is_space(uint8_t c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
+
+static int unscored(const char *token, int64_t length) {
+    return (length == 3 && !memcmp(token, "<s>", 3)) || (length == 4 && !memcmp(token, "</s>", 4)) ||
+           (length == 5 && (!memcmp(token, "<EOL>", 5) || !memcmp(token, "<pad>", 5)));
+}
+
+/* Per line: tokens here, tokens there, tokens here that count, and those of them that are the same there. Lines end
+   with a line feed; `lines` of them in both. White space is that of ASCII. */
+void token_matches(const char *a, const char *b, int64_t lines, int64_t *counts) {
+    for (int64_t line = 0; line < lines; line++, counts += 4) {
+        int64_t here = 0, there = 0, scored = 0, right = 0;
+        for (;;) {
+            while (*a != '\n' && is_space((uint8_t)*a)) a++;
+            while (*b != '\n' && is_space((uint8_t)*b)) b++;
+            if (*a == '\n' && *b == '\n') break;
+            const char *one = a, *other = b;
+            while (!is_space((uint8_t)*a)) a++;
+            while (!is_space((uint8_t)*b)) b++;
+            here += a > one, there += b > other;
+            if (a > one && !unscored(one, a - one)) {
+                scored++;
+                right += a - one == b - other && !memcmp(one, other, (size_t)(a - one));
+            }
+        }
+        a++, b++;
+        counts[0] = here, counts[1] = there, counts[2] = scored, counts[3] = right;
+    }
+}
+
 /* ------------------------------------------------------------------------------------------ Ratcliff-Obershelp */
 
 typedef struct {
@@ -188,3 +220,102 @@ void matched_characters(const uint32_t *a, const int64_t *a_at, const uint32_t *
         sums[p] = matched(a + a_at[p], a_at[p + 1] - a_at[p], b + b_at[p], b_at[p + 1] - b_at[p]);
 }
 
+
+/* ---------------------------------------------------------------------------------------------------- sub-trees */
+
+typedef struct {
+    int64_t start, length;
+    uint64_t hash;
+} span;
+
+/* Where the remark on a part that is missing or was not expected ends, which may name a parenthesis; `from` if none
+   begins there. */
+static int64_t after_remark(const char *text, int64_t length, int64_t from) {
+    int64_t k = from;
+    if (length - k > 10 && !memcmp(text + k, "(MISSING \"", 10)) {
+        for (k += 10; k + 1 < length && !(text[k] == '"' && text[k + 1] == ')'); k++) {}
+        return k + 2;
+    }
+    if (length - k > 9 && !memcmp(text + k, "(MISSING ", 9)) {
+        for (k += 9; k < length && text[k] != ')'; k++) {}
+        return k + 1;
+    }
+    if (length - k > 14 && !memcmp(text + k, "(UNEXPECTED '", 13)) {
+        for (k += 14; k + 1 < length && !(text[k] == '\'' && text[k + 1] == ')'); k++) {}
+        return k + 2;
+    }
+    if (length - k > 12 && !memcmp(text + k, "(UNEXPECTED ", 12)) {
+        for (k += 12; k < length && text[k] != ')'; k++) {}
+        return k + 1;
+    }
+    return from;
+}
+
+/* The spans in parentheses of an S-expression that `inner` marks, or that is the whole; -1 where memory is short.
+   inner: one byte a span that is no remark, in the order in which they open. into: as many as there are. */
+static int64_t spans_of(const char *text, int64_t length, const uint8_t *inner, span *into) {
+    uint64_t *prefix = malloc((size_t)(length + 1) * sizeof(uint64_t));
+    uint64_t *powers = malloc((size_t)(length + 1) * sizeof(uint64_t));
+    int64_t *open = malloc((size_t)(length + 1) * sizeof(int64_t)), count = -1;
+    if (prefix && powers && open) {
+        const uint64_t base = 0x9E3779B97F4A7C15ull;
+        prefix[0] = 0, powers[0] = 1, count = 0;
+        for (int64_t k = 0; k < length; k++)
+            prefix[k + 1] = prefix[k] * base + (uint8_t)text[k] + 1, powers[k + 1] = powers[k] * base;
+        int64_t depth = 0, number = 0;
+        for (int64_t k = 0; k < length; k++) {
+            if (text[k] == '(') {
+                int64_t after = after_remark(text, length, k);
+                if (after > k) {
+                    k = after - 1;
+                    continue;
+                }
+                /* the place and, in its sign, whether the span counts */
+                open[depth++] = inner[number++] || k == 0 ? k + 1 : -(k + 1);
+            } else if (text[k] == ')' && depth) {
+                int64_t start = open[--depth];
+                if (start < 0) continue;
+                start--;
+                int64_t size = k + 1 - start;
+                into[count++] = (span){start, size, prefix[k + 1] - prefix[start] * powers[size]};
+            }
+        }
+    }
+    free(prefix), free(powers), free(open);
+    return count;
+}
+
+/* How many marked spans of one S-expression are, letter by letter, marked spans of the other. */
+int64_t shared_spans(const char *ref, int64_t ref_length, const uint8_t *ref_inner, const char *hyp, int64_t hyp_length,
+                     const uint8_t *hyp_inner) {
+    span *ours = malloc((size_t)(ref_length / 2 + 1) * sizeof(span));
+    span *theirs = malloc((size_t)(hyp_length / 2 + 1) * sizeof(span));
+    int64_t found = -1, *slots = NULL;
+    if (ours && theirs) {
+        int64_t n = spans_of(ref, ref_length, ref_inner, ours), m = spans_of(hyp, hyp_length, hyp_inner, theirs);
+        uint64_t size = 16;
+        while (size < 2 * (uint64_t)(m > 0 ? m : 0) + 2) size *= 2;
+        slots = n < 0 || m < 0 ? NULL : calloc(size, sizeof(int64_t)); /* number of a span and one; 0: free */
+        if (slots) {
+            found = 0;
+            for (int64_t k = 0; k < m; k++) {
+                uint64_t at = (theirs[k].hash ^ theirs[k].hash >> 32) & (size - 1);
+                while (slots[at]) at = (at + 1) & (size - 1);
+                slots[at] = k + 1;
+            }
+            for (int64_t k = 0; k < n; k++) {
+                uint64_t at = (ours[k].hash ^ ours[k].hash >> 32) & (size - 1);
+                for (; slots[at]; at = (at + 1) & (size - 1)) {
+                    const span *other = theirs + slots[at] - 1;
+                    if (other->hash == ours[k].hash && other->length == ours[k].length &&
+                        !memcmp(hyp + other->start, ref + ours[k].start, (size_t)ours[k].length)) {
+                        found++;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    free(ours), free(theirs), free(slots);
+    return found;
+}

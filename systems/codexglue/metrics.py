@@ -16,10 +16,10 @@ import math
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from systems import native
 
 ORDERS = 4
+_OTHER_SPACE = re.compile(r"[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 EDIT_BACKENDS = ("difflib", "levenshtein")
 EditBackend = Literal["difflib", "levenshtein"]
 UNSCORED = frozenset({"<s>", "</s>", "<EOL>", "<pad>"})
@@ -40,7 +41,10 @@ Ints = NDArray[np.int64]
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None without a compiler."""
-    return native.load(Path(__file__).with_name("kernels.c"))
+    loaded = native.load(Path(__file__).with_name("kernels.c"))
+    if loaded is not None:
+        loaded.shared_spans.restype = ctypes.c_int64
+    return loaded
 
 
 def _at(values: array[Any] | NDArray[Any]) -> int:
@@ -399,37 +403,35 @@ def accuracy(answers: Sequence[Any], predictions: Sequence[Any]) -> float:
     return sum(a == b for a, b in zip(answers, predictions, strict=True)) / len(answers)
 
 
-def token_accuracy(answers: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> tuple[int, int]:
-    """(right, scored): tokens by place, lines of equal length each, tokens of structure left out."""
-    right = scored = 0
-    for gold, said in zip(answers, predictions, strict=True):
-        skipped = UNSCORED.intersection(gold)
-        if skipped:
-            pairs = [(a, b) for a, b in zip(gold, said, strict=True) if a not in UNSCORED]
-            scored += len(pairs)
-            right += sum(a == b for a, b in pairs)
-        else:
-            scored += len(gold)
-            right += sum(map(str.__eq__, gold, said))
-    return right, scored
+def token_matches(answers: Sequence[str], predictions: Sequence[str]) -> Ints:
+    """(lines, 4): tokens of the answer, of the prediction; of the answer's those that count, and are met in place.
+
+    Tokens of structure do not count. Lines hold no line ends. Raises ValueError where they are not as many.
+    """
+    _same_count(answers, predictions)
+    compiled = library()
+    texts = ["\n".join(lines) + "\n" for lines in (answers, predictions)]
+    if compiled is not None and len(answers) and not any(map(_OTHER_SPACE.search, texts)):
+        counts = np.zeros((len(answers), 4), dtype=np.int64)
+        one, other = (text.encode("utf-8", "surrogatepass") for text in texts)
+        compiled.token_matches(one, other, ctypes.c_int64(len(answers)), ctypes.c_void_p(_at(counts)))
+        return counts
+    rows = []
+    for gold, said in zip(map(str.split, answers), map(str.split, predictions), strict=True):
+        scored = [(a, b) for a, b in zip_longest(gold, said) if a is not None and a not in UNSCORED]
+        rows.append((len(gold), len(said), len(scored), sum(a == b for a, b in scored)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 # -------------------------------------------------------------------------------------------------------- retrieval
 
 
 def average_precision(relevant: set[Any] | frozenset[Any], ranked: Sequence[Any]) -> float:
-    """Sum of the precisions at the ranks of relevant ids, over their number R."""
-    hits, total = 0, 0.0
-    for rank, item in enumerate(ranked, 1):
-        if item in relevant:
-            hits += 1
-            total += hits / rank
-    return total / len(relevant) if relevant else 0.0
-
-
-def map_at_r_of_lists(relevant: Mapping[Any, set[Any]], ranked: Mapping[Any, Sequence[Any]]) -> float:
-    """Mean average precision; by query the relevant ids, and the R ids ranked first."""
-    return sum(average_precision(ids, ranked[query]) for query, ids in relevant.items()) / len(relevant)
+    """Sum of the precisions at the ranks of relevant ids, over their number R; 0 without any."""
+    if not relevant:
+        return 0.0
+    ranks = np.flatnonzero(np.fromiter(map(relevant.__contains__, ranked), dtype=bool, count=len(ranked))) + 1
+    return float((np.arange(1, len(ranks) + 1) / ranks).sum() / len(relevant))
 
 
 def map_at_r(vectors: Any, labels: ArrayLike, chunk: int = 512, device: str | None = None) -> float:
@@ -482,20 +484,23 @@ class _Products:
         """(rows, most): indices by falling product, without the row itself; ties by index."""
         if self.device is not None:
             return self._by_torch(rows, most)
-        scores = (self.vectors[rows] @ self.turned).toarray() if self.sparse else self.vectors[rows] @ self.vectors.T
-        if scores.dtype.kind != "f":
-            scores = scores.astype(np.float64)
-        scores[np.arange(len(rows)), rows] = -np.inf
-        if most >= scores.shape[1] - 1:
-            return np.argsort(-scores, axis=1, kind="stable")[:, :most]
-        threshold = -np.partition(-scores, most - 1, axis=1)[:, most - 1 : most]
-        found = np.empty((len(rows), most), dtype=np.int64)
-        for k, (line, bar) in enumerate(zip(scores, threshold[:, 0], strict=True)):
-            above = np.flatnonzero(line > bar)
-            level = np.flatnonzero(line == bar)[: most - len(above)]
-            chosen = np.sort(np.concatenate([above, level]))
-            found[k] = chosen[np.argsort(-line[chosen], kind="stable")]
-        return found
+        # Negative products, so that the best are the least.
+        far = -(self.vectors[rows] @ self.turned).toarray() if self.sparse else -self.vectors[rows] @ self.vectors.T
+        if far.dtype.kind != "f":
+            far = far.astype(np.float64)
+        far[np.arange(len(rows)), rows] = np.inf
+        if most >= far.shape[1] - 1:
+            return np.argsort(far, axis=1, kind="stable")[:, :most]
+        found = np.argpartition(far, most - 1, axis=1)[:, :most]
+        found.sort(axis=1)
+        near = np.take_along_axis(far, found, axis=1)
+        bar = near.max(1)
+        for k in np.flatnonzero((far == bar[:, None]).sum(1) > (near == bar[:, None]).sum(1)):
+            # Of those that are as far as the last, the ones that come first.
+            closer = np.flatnonzero(far[k] < bar[k])
+            found[k] = np.sort(np.concatenate([closer, np.flatnonzero(far[k] == bar[k])[: most - len(closer)]]))
+            near[k] = far[k, found[k]]
+        return np.take_along_axis(found, np.argsort(near, axis=1, kind="stable"), axis=1)
 
     def _by_torch(self, rows: Ints, most: int) -> Ints:
         import torch

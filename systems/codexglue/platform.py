@@ -146,7 +146,7 @@ def _all_problems(one: Task, gold: Table, said: Table) -> list[Problem]:
         for key in said.rows:
             if key not in gold.rows:
                 problems.append(
-                    Problem(said.lines[key], key, "unknown", f"{said.path.name}: {_shown(key)} is not in the answers")
+                    Problem(said.line_of(key), key, "unknown", f"{said.path.name}: {_shown(key)} is not in the answers")
                 )
     check = _CHECKS.get(one.name)
     if check is not None:
@@ -159,36 +159,37 @@ def _shown(key: str) -> str:
 
 
 def _check_rankings(gold: Table, said: Table, problems: list[Problem]) -> None:
+    def note(key: str, kind: str, message: str) -> None:
+        problems.append(Problem(said.line_of(key), key, kind, f"{said.path.name}: {message}"))
+
     for key, ranked in said.rows.items():
         wanted = gold.rows.get(key)
         if wanted is None:
             continue
-        line = said.lines[key]
-        if len(set(ranked)) != len(ranked):
+        distinct = set(ranked)
+        if len(distinct) != len(ranked):
             twice = next(item for item in ranked if ranked.count(item) > 1)
-            problems.append(
-                Problem(line, key, "duplicate", f"{said.path.name}: duplicate ids in query {key!r}: {twice!r}")
-            )
+            note(key, "duplicate", f"duplicate ids in query {key!r}: {twice!r}")
         if isinstance(wanted, list) and len(ranked) != len(wanted):
-            message = f"{said.path.name}: {len(ranked)} ids for query {key!r}, expected {len(wanted)}"
-            problems.append(Problem(line, key, "length", message))
-        if isinstance(wanted, list) and key in ranked:
-            problems.append(Problem(line, key, "label", f"{said.path.name}: query {key!r} is among its own answers"))
+            note(key, "length", f"{len(ranked)} ids for query {key!r}, expected {len(wanted)}")
+        if isinstance(wanted, list) and key in distinct:
+            note(key, "label", f"query {key!r} is among its own answers")
 
 
 def _check_tokens(gold: Table, said: Table, problems: list[Problem]) -> None:
-    for key, line in gold.rows.items():
-        other = said.rows.get(key)
-        if other is not None and len(line.split()) != len(other.split()):
-            message = f"{said.path.name}: {len(other.split())} tokens, expected {len(line.split())}"
-            problems.append(Problem(said.lines[key], key, "length", message))
+    if len(gold.rows) != len(said.rows):
+        return
+    counts = metrics.token_matches(list(gold.rows.values()), list(said.rows.values()))
+    for index in (counts[:, 0] != counts[:, 1]).nonzero()[0].tolist():
+        message = f"{said.path.name}: {counts[index, 1]} tokens, expected {counts[index, 0]}"
+        problems.append(Problem(said.numbers[index], str(index + 1), "length", message))
 
 
 def _check_words(gold: Table, said: Table, problems: list[Problem]) -> None:
     for key, word in said.rows.items():
         if not word.strip() or len(word.split()) > 1:
             problems.append(
-                Problem(said.lines[key], key, "candidate", f"{said.path.name}: {word!r} is not one candidate word")
+                Problem(said.line_of(key), key, "candidate", f"{said.path.name}: {word!r} is not one candidate word")
             )
 
 
@@ -246,7 +247,8 @@ def evaluate(
         if problems:
             raise ValidationError(at_most(problems))
         for table, digest in ((gold, sums["answers"]), (said, sums["predictions"])):
-            digest.update(table.path.read_bytes())
+            with table.path.open("rb") as file:
+                digest.update(file.read())
         scored = _Found({}, {}, {}, {})
         _SCORERS[one.name](gold, said, options, scored)
         if len(files) == 1:
@@ -300,7 +302,7 @@ def _score_mrr(gold: Table, said: Table, options: _Options, found: _Found) -> No
 
 def _score_tokens(gold: Table, said: Table, options: _Options, found: _Found) -> None:
     wanted, given = _aligned(gold, said)
-    right, scored = metrics.token_accuracy([line.split() for line in wanted], [line.split() for line in given])
+    *_, scored, right = metrics.token_matches(wanted, given).sum(0).tolist()
     found.meta["tokens"] = scored
     found.add("accuracy", 100 * right / scored if scored else 0.0, 2)
 
