@@ -1,0 +1,188 @@
+"""CodeXGLUE as a tool: the official score of a prediction file, or everything that is wrong with it.
+
+  python -m systems.codexglue tasks                                            # the tasks, their files and metrics
+  python -m systems.codexglue evaluate code_translation test.cs my.output --variant java-cs
+  python -m systems.codexglue evaluate defect_detection answers.jsonl predictions.txt --json
+  python -m systems.codexglue submit code_translation test.cs my.output --variant java-cs --model mine --store store
+  python -m systems.codexglue leaderboard --store store --task code_translation --format html --out board.html
+  python -m systems.codexglue compare store/one.parquet store/other.parquet --metric exact_match
+  python -m systems.codexglue retrieve code_translation --variant java-cs --out my.output    # a baseline, nothing learned
+
+Data sets are read from --root, or $CODEXGLUE_DATA, in the official layout. Exit status: 0 done, 2 refused; what is
+wrong with a file is told on standard error, a line a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from systems.codexglue.baselines import RetrieveAndRename
+from systems.codexglue.board import compare, leaderboard, read_submission, submit, worst_rows
+from systems.codexglue.data import load
+from systems.codexglue.metrics import EDIT_BACKENDS
+from systems.codexglue.platform import evaluate
+from systems.codexglue.tasks import TASKS, CodexError, ValidationError, task
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    given = _parser().parse_args(arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            given.act(given)
+            status = 0
+        except ValidationError as error:
+            for problem in error.problems:
+                print(f"codexglue: {problem}", file=sys.stderr)
+            status = 2
+        except (CodexError, KeyError, ValueError, OSError) as error:
+            message = error.args[0] if isinstance(error, KeyError) else error
+            print(f"codexglue: {message}", file=sys.stderr)
+            status = 2
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"codexglue: note: {warning.message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m systems.codexglue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    tasks = commands.add_parser("tasks", help="the tasks, their files and metrics")
+    tasks.add_argument("name", nargs="?", help="one task in full")
+    tasks.set_defaults(act=_tasks)
+
+    scored = commands.add_parser("evaluate", help="score a prediction file")
+    _add_files(scored)
+    scored.add_argument("--compat", choices=("strict", "official"), default="strict", help="official: as the scripts")
+    scored.add_argument("--json", action="store_true", help="all scores, unrounded, with what they depend on")
+    scored.set_defaults(act=_evaluate)
+
+    sent = commands.add_parser("submit", help="score a prediction file and keep it in a store")
+    _add_files(sent)
+    sent.add_argument("--store", type=Path, required=True, help="a folder, made where there is none")
+    sent.add_argument("--model", required=True)
+    sent.add_argument("--organisation", default="")
+    sent.add_argument("--url", default="")
+    sent.add_argument("--when", help="ISO date, default today")
+    sent.set_defaults(act=_submit)
+
+    board = commands.add_parser("leaderboard", help="submissions beside the public rows")
+    board.add_argument("--store", type=Path, help="a folder of submissions; without one the public rows alone")
+    board.add_argument("--task", dest="name", help="default: all tasks")
+    board.add_argument("--format", choices=("md", "html", "json"), default="md")
+    board.add_argument("--ours", action="store_true", help="without the public rows")
+    board.add_argument("--out", type=Path, help="default: standard output")
+    board.set_defaults(act=_leaderboard)
+
+    tested = commands.add_parser("compare", help="is the difference of two submissions one?")
+    tested.add_argument("one", type=Path)
+    tested.add_argument("other", type=Path)
+    tested.add_argument("--metric", required=True)
+    tested.set_defaults(act=_compare)
+
+    baseline = commands.add_parser("retrieve", help="predictions of the baseline that retrieves and renames")
+    baseline.add_argument("name", choices=("code_translation", "code_refinement"))
+    baseline.add_argument("--variant")
+    baseline.add_argument("--root", type=Path)
+    baseline.add_argument("--out", type=Path, required=True)
+    baseline.set_defaults(act=_retrieve)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="TASK")
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("--variant", help="which of the task's data sets, as `tasks TASK` lists them")
+    parser.add_argument("--edit-backend", choices=EDIT_BACKENDS, default="difflib")
+    parser.add_argument("--jobs", type=int, default=1, help="processes for CodeBLEU")
+
+
+def _tasks(given: argparse.Namespace) -> None:
+    if given.name is None:
+        for one in TASKS.values():
+            print(f"{one.name:<24}{one.title}: {', '.join(one.metrics)}")
+        return
+    one = task(given.name)
+    print(f"{one.name}: {one.title} ({one.category})")
+    counted = ", ".join(one.main) if one.board else "none"
+    print(f"metrics      {', '.join(one.metrics)}; in the overall score: {counted}")
+    print(f"variants     {', '.join(one.variants) or 'none'}")
+    for variant, rows in one.rows.items():
+        print(f"rows         {variant + ': ' if variant else ''}train {rows[0]:,}, valid {rows[1]:,}, test {rows[2]:,}")
+    print(f"answers      {one.answers}")
+    print(f"predictions  {one.predictions}")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    scores = evaluate(
+        given.name, given.answers, given.predictions, given.variant, compat=given.compat,
+        edit_backend=given.edit_backend, jobs=given.jobs,
+    )  # fmt: skip
+    if given.json:
+        print(json.dumps({"official": scores.official, "exact": scores.exact, "meta": scores.meta}, indent=1))
+        return
+    for name, value in scores.items():
+        print(f"{name:<20}{value}")
+
+
+def _submit(given: argparse.Namespace) -> None:
+    path = submit(
+        given.store, given.name, given.answers, given.predictions, given.model, variant=given.variant,
+        organisation=given.organisation, url=given.url, when=given.when, edit_backend=given.edit_backend,
+        jobs=given.jobs,
+    )  # fmt: skip
+    print(path)
+
+
+def _leaderboard(given: argparse.Namespace) -> None:
+    _write(given.out, leaderboard(given.store, given.name, with_published=not given.ours, fmt=given.format))
+
+
+def _compare(given: argparse.Namespace) -> None:
+    one, other = read_submission(given.one), read_submission(given.other)
+    found = compare(one, other, given.metric)
+    interval = f"[{found.low:+.4f}, {found.high:+.4f}], p = {found.p:.4f}"
+    print(f"{one.model} - {other.model}: {found.difference:+.4f} {interval}")
+    for entry in (one, other):
+        rows = ", ".join(f"{row} ({score:g})" for row, score in worst_rows(entry, given.metric, 5))
+        print(f"worst rows of {entry.model}: {rows}")
+
+
+def _retrieve(given: argparse.Namespace) -> None:
+    train = list(load(given.name, "train", given.variant, given.root))
+    model = RetrieveAndRename([row["source"] for row in train], [row["target"] for row in train])
+    found = model.predict([row["source"] for row in load(given.name, "test", given.variant, given.root)])
+    _write(given.out, "".join(f"{line}\n" for line in found))
+    print(f"{len(found)} predictions from {len(train)} pairs: {given.out}")
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        print(text, end="")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
