@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from systems.safe import syntax as s
 from systems.safe.parser import parse
+from systems.safe.printer import show_program
 from systems.safe.spec import nodes
 
 
@@ -39,3 +41,24 @@ def with_a_wrong_ensures(text: str) -> Iterator[str]:
                 start, end = clause.span
                 yield f"{text[:start]}!({text[start:end]}){text[end:]}"
                 yield f"{text[:start]}false{text[end:]}"
+
+
+def without_loop_clauses(text):
+    """The program with the clauses of every loop, and every assertion in its code, taken out."""
+
+    def bare(node):
+        if isinstance(node, tuple) and not isinstance(node, s.Span):
+            return tuple(bare(part) for part in node if not _is_assertion(part))
+        if not isinstance(node, s.Node):
+            return node
+        if isinstance(node, s.LoopSpec):
+            return s.LoopSpec()
+        return replace(
+            node, **{name: bare(getattr(node, name)) for name in node.__dataclass_fields__ if name != "span"}
+        )
+
+    return show_program(bare(parse(text)))
+
+
+def _is_assertion(node):
+    return isinstance(node, s.Do) and isinstance(node.expr, s.Assert | s.AssertForall | s.ProofBlock)

@@ -7,7 +7,7 @@ import pytest
 from suites.safe.mutants import with_a_wrong_ensures, with_one_false_asserted
 from suites.safe.recorded import EDITION, judge, rows
 from suites.safe.test_soundness import reference_proofs
-from systems.safe import Limits, gate, verify, verify_many
+from systems.safe import Limits, gate, prove_many, verify, verify_many
 from systems.safe.solve import cross_check
 from systems.safe.verifier import plan
 
@@ -98,3 +98,17 @@ def test_cheats_are_refused_and_the_honest_pass(data, claim):
     ]
     assert len(cases) > 80
     assert claim.holds(len(wrong)), wrong
+
+
+@whole
+@pytest.mark.claim("safe/s1-search-development")
+def test_search_proves_the_development_tasks(data, claim, whole):
+    """Every tenth task in the plain run. Each proof is verified from its text and passes the gate."""
+    tasks = rows(data("safe/verus_bench_dev.jsonl"))[:: 1 if whole else 10]
+    proofs = list(prove_many([task["task"] for task in tasks], edition=EDITION))
+    for task, proof in zip(tasks, proofs, strict=True):
+        if proof.ok:
+            assert verify(proof.program, edition=EDITION).ok, task["task_id"]
+            assert gate(task["task"], proof.program) == [], task["task_id"]
+    unproved = [task["task_id"] for task, proof in zip(tasks, proofs, strict=True) if not proof.ok]
+    assert claim.holds(100 * (len(tasks) - len(unproved)) / len(tasks)), unproved

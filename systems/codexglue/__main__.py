@@ -6,7 +6,7 @@
   python -m systems.codexglue submit code_translation test.cs my.output --variant java-cs --model mine --store store
   python -m systems.codexglue leaderboard --store store --task code_translation --format html --out board.html
   python -m systems.codexglue compare store/one.parquet store/other.parquet --metric exact_match
-  python -m systems.codexglue retrieve code_translation --variant java-cs --out my.output    # a baseline, nothing learned
+  python -m systems.codexglue retrieve code_translation --variant java-cs --out my.output   # a baseline, no learning
 
 Data sets are read from --root, or $CODEXGLUE_DATA, in the official layout. Exit status: 0 done, 2 refused; what is
 wrong with a file is told on standard error, a line a mistake.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,7 @@ class Graph:
         ids = np.zeros(len(source) + PADDING, np.int32)
         ids[: len(source)] = source[positions]
         self.incoming = Rows(torch.from_numpy(offsets), torch.from_numpy(ids), None)
+        self._entered: tuple[Any, int, Tensor] | None = None
         identity = bool((positions == np.arange(len(positions), dtype=np.int32)).all())
         self.arc_positions: Tensor | None = None if identity else torch.from_numpy(positions)
 
@@ -231,8 +233,15 @@ class Graph:
         return rank
 
     def enter_arcs(self, edge: Tensor) -> Tensor:
-        """Arc data (arcs, ...) from the user's order to the canonical one."""
-        return edge if self.arc_positions is None else edge.index_select(0, self.arc_positions)
+        """Arc data (arcs, ...) from the user's order to the canonical one; of constant data it is kept for the next."""
+        if self.arc_positions is None:
+            return edge
+        if edge.requires_grad:
+            return edge.index_select(0, self.arc_positions)
+        held = self._entered
+        if held is None or held[0]() is not edge or held[1] != edge._version:
+            self._entered = held = (weakref.ref(edge), edge._version, edge.index_select(0, self.arc_positions))
+        return held[2]
 
     def arcs(self) -> tuple[Tensor, Tensor]:
         """(src, dst), each (arcs,) int64, with the user's ids in the user's order of arcs."""

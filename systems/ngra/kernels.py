@@ -651,21 +651,30 @@ class _Generator:
             read = _literal(value.data)
         else:
             read = f"v{self.number[value]}[{index}]"
+        score_of_h = self._operand(score, (heads,) if heads > 1 else (1,), size).replace("[k]", "[h]")
+        loop = f"for (int h = 0; h < {heads}; ++h)"
         return [
-            f"for (int h = 0; h < {heads}; ++h) {{",
-            f"    const T s = {self._operand(score, (heads,) if heads > 1 else (1,), size)};".replace("[k]", "[h]"),
-            "    T weight;",
-            f"    if (s > a{k}_1[h]) {{",
-            f"        const T shrink = exp_{self.t}(a{k}_1[h] - s);",
+            f"T s{k}[{heads}], weight{k}[{heads}];",
+            f"int grows{k} = 0;",
+            f"{loop} {{ s{k}[h] = {score_of_h}; grows{k} |= s{k}[h] > a{k}_1[h]; }}",
+            f"if (__builtin_expect(grows{k}, 0)) {{",  # rarer and rarer along a row
+            f"    {loop} {{",
+            f"        const T top = s{k}[h] > a{k}_1[h] ? s{k}[h] : a{k}_1[h];",
+            f"        const T shrink = top > a{k}_1[h] ? exp_{self.t}(a{k}_1[h] - top) : (T)1;",
             f"        for (int k = 0; k < {inner}; ++k) a{k}_0[{at}] *= shrink;",
             f"        a{k}_2[h] *= shrink;",
-            f"        a{k}_1[h] = s;",
-            "        weight = s == INFINITY ? (T)NAN : (T)1;",
-            "    } else {",
-            f"        weight = s == -INFINITY ? (T)0 : exp_{self.t}(s - a{k}_1[h]);",
+            f"        a{k}_1[h] = top;",
             "    }",
-            f"    a{k}_2[h] += weight;",
-            f"    for (int k = 0; k < {inner}; ++k) a{k}_0[{at}] += weight * {read};",
+            "}",
+            "#pragma omp simd",
+            f"{loop} {{",
+            f"    const T e = exp_{self.t}(s{k}[h] - a{k}_1[h]);",  # NaN for two infinities: right for +, not for -
+            f"    weight{k}[h] = s{k}[h] == -INFINITY ? (T)0 : e;",
+            f"    a{k}_2[h] += weight{k}[h];",
+            "}",
+            f"{loop} {{",
+            "    #pragma omp simd",
+            f"    for (int k = 0; k < {inner}; ++k) a{k}_0[{at}] += weight{k}[h] * {read};",
             "}",
         ]
 
@@ -774,8 +783,12 @@ def _loops(shape: Sequence[int]) -> tuple[tuple[str, ...], str]:
     """Loops over a shape of at most two axes, with indices h and k, and what closes them."""
     if len(shape) == 0:
         return ("{ const int k = 0; (void)k;",), "}"
+    # The pragma keeps short loops, such as those over heads, from being unrolled before they are vectorised.
+    simd = "#pragma omp simd"
     if len(shape) == 1:
-        return (f"for (int k = 0; k < {shape[0]}; ++k) {{",), "}"
+        return (*((simd,) if shape[0] > 1 else ()), f"for (int k = 0; k < {shape[0]}; ++k) {{"), "}"
+    if shape[1] == 1:
+        return (simd, f"for (int h = 0; h < {shape[0]}; ++h) {{ const int k = 0; (void)k;"), "}"
     return (f"for (int h = 0; h < {shape[0]}; ++h) for (int k = 0; k < {shape[1]}; ++k) {{",), "}"
 
 

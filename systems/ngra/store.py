@@ -265,7 +265,7 @@ class _Building:
         tables = self._chunks(counts, in_degree)
         width, crc = self._features(features, rank)
         empty = np.empty(0, np.int64)
-        np.savez(self.place / "chunks.npz", **tables)
+        np.savez(self.place / "chunks.npz", allow_pickle=False, **tables)
         np.savez(
             self.place / "vertices.npz", order=empty if permutation is None else permutation.astype(np.int64),
             in_degree=in_degree.astype(np.int32), out_degree=out_degree.astype(np.int32),
@@ -439,9 +439,13 @@ class _Building:
         return width, crc
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.numpy().reshape(-1).view(np.uint8).data if tensor.numel() else memoryview(b"")
+
+
 def read_into(file: int, at: int, out: Tensor, what: str) -> None:
     """Fill a contiguous tensor from a file. Raises StoreError naming `what` where the file ends early."""
-    view = memoryview(out.numpy().reshape(-1).view(np.uint8)) if out.numel() else memoryview(b"")
+    view = _bytes_of(out)
     done = 0
     while done < len(view):
         got = os.preadv(file, [view[done:]], at + done)
@@ -452,7 +456,7 @@ def read_into(file: int, at: int, out: Tensor, what: str) -> None:
 
 def write_from(file: int, at: int, data: Tensor) -> None:
     """Write a contiguous tensor to a file."""
-    view = memoryview(data.numpy().reshape(-1).view(np.uint8)) if data.numel() else memoryview(b"")
+    view = _bytes_of(data)
     done = 0
     while done < len(view):
         done += os.pwritev(file, [view[done:]], at + done)
@@ -464,7 +468,7 @@ def _row_blocks(features: Any) -> Iterator[Array]:
     if isinstance(features, Tensor):
         features = features.detach().numpy()
     if isinstance(features, np.ndarray):
-        for begin in range(0, len(features), 1 << 16):
+        for begin in range(0, max(1, len(features)), 1 << 16):
             yield features[begin : begin + (1 << 16)]
     else:
         for block in features:

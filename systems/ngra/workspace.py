@@ -22,7 +22,7 @@ from torch import Tensor
 LEAST_BYTES = 1 << 20  # below, malloc reuses memory by itself
 GRAIN = 64 << 10  # of segments
 HUGE_PAGE = 2 << 20
-LEAST_ARENA = 32 << 20
+LEAST_ARENA = 8 << 20
 
 
 class Workspace:

@@ -7,10 +7,16 @@
     for problem in report.diagnostics:
         print(problem.line, problem.message)
 
-`verify` is the embedded verifier; `gate` says whether a candidate does no more than prove its task.
+    proof = prove(task)
+    proof.ok, proof.program, proof.added
+
+`verify` is the embedded verifier; `gate` says whether a candidate does no more than prove its task; `prove` searches
+for such a candidate.
 """
 
 from systems.safe.gate import Violation, gate
+from systems.safe.prove import Proof, prove, prove_many
+from systems.safe.sketch import Candidate
 from systems.safe.solve import Cache
 from systems.safe.syntax import (
     BackendProblem,
@@ -27,11 +33,13 @@ from systems.safe.verus import VerusBinary
 __all__ = [
     "BackendProblem",
     "Cache",
+    "Candidate",
     "Diagnostic",
     "Embedded",
     "Limits",
     "ModeProblem",
     "ProgramProblem",
+    "Proof",
     "Report",
     "SafeError",
     "SyntaxProblem",
@@ -41,6 +49,8 @@ __all__ = [
     "VerusBinary",
     "Violation",
     "gate",
+    "prove",
+    "prove_many",
     "verify",
     "verify_many",
 ]

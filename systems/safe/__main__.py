@@ -11,17 +11,19 @@ from functools import partial
 from pathlib import Path
 
 from systems.safe.gate import gate
+from systems.safe.prove import prove
 from systems.safe.solve import Cache
 from systems.safe.syntax import BackendProblem, ProgramProblem, SafeError, Source
 from systems.safe.verifier import EDITIONS, Limits, Report, plan, verify_many
 from systems.safe.verus import VerusBinary
 
 _EPILOG = """\
-exit status: 0 everything verified (gate: honest), 1 not, 2 bad use
+exit status: 0 everything verified (prove: proved, gate: honest), 1 not, 2 bad use
 
   python -m systems.safe verify proof.rs               the verdict, with the place of everything that fails
   python -m systems.safe verify *.rs --json            one JSON object a line
   python -m systems.safe verify proof.rs --smt out/    the obligations as SMT-LIB 2 files
+  python -m systems.safe prove task.rs                 find the proof: writes task.proved.rs, tells what it added
   python -m systems.safe gate task.rs candidate.rs     does the candidate only add a proof to the task?
 """
 
@@ -52,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     two = commands.add_parser("gate", help="refuse candidates that change the task or take things on faith")
     two.add_argument("task", type=Path)
     two.add_argument("candidate", type=Path)
+    three = commands.add_parser("prove", help="search for invariants, assertions and lemmas that prove a program")
+    three.add_argument("file", type=Path, metavar="FILE")
+    three.add_argument("-o", "--output", type=Path, metavar="OUT", help="default: FILE with .proved before its suffix")
+    three.add_argument("--edition", choices=EDITIONS, default="current", help="default: current")
+    three.add_argument("--seed", type=int, default=0, help="of the runs that refute candidates (default: 0)")
     args = parser.parse_args(argv)
+    actions = {"verify": _verify, "gate": _gate, "prove": _prove}
     try:
-        return _verify(args) if args.command == "verify" else _gate(args)
+        return actions[args.command](args)
     except (OSError, SafeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -144,6 +152,26 @@ def render(path: Path, text: str, report: Report) -> str:
     errors = report.errors or (1 if report.compile_error else 0)
     lines.append(f"verification results:: {report.verified} verified, {errors} errors{suffix}")
     return "\n".join(lines)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    text = _read(args.file)
+    if text is None:
+        return 1
+    proof = prove(text, edition=args.edition, seed=args.seed)
+    if not proof.ok:
+        print(render(args.file, text, proof.report))
+        print(f"no proof found among {proof.candidates} candidates ({proof.seconds:.1f} s): {proof.why}")
+        return 1
+    output = args.output or args.file.with_suffix(f".proved{args.file.suffix}")
+    written = output.with_name(f"{output.name}.part")
+    written.write_text(proof.program, encoding="utf-8")
+    written.replace(output)
+    source = Source(text)
+    for one in proof.added:
+        print(f"{args.file}:{source.position(one.place.offset)[0]}: {one.place.kind} {one.text}")
+    print(f"proved: {output} ({len(proof.added)} of {proof.candidates} candidates, {proof.seconds:.1f} s)")
+    return 0
 
 
 def _gate(args: argparse.Namespace) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from systems.safe import syntax as s
 from systems.safe.calls import Calls
 from systems.safe.scopes import ARITY, fits
-from systems.safe.syntax import ModeProblem, TypeProblem, Unsupported
+from systems.safe.syntax import ModeProblem, ProgramProblem, TypeProblem, Unsupported
 from systems.safe.types import (
     BOOL,
     INTEGERS,
@@ -31,10 +31,18 @@ _TRUST = ("external", "assume_specification", "axiom", "verifier::truncate", "ve
 
 def check(program: s.Program, edition: str = "current") -> Typing:
     """Resolve and type every node. Raises TypeProblem, ModeProblem or Unsupported at the first offence."""
-    return _Checker(program, edition).run()
+    return Checker(program, edition).run()
 
 
-class _Checker(Calls):
+def refused(program: s.Program, edition: str, optional: Callable[[int], bool]) -> set[int]:
+    """The places of clauses and proof statements for which `optional` holds and that do not type-check, in one go.
+    Raises as `check` does for anything else."""
+    checker = _Tolerant(program, edition, optional)
+    checker.run()
+    return checker.refused
+
+
+class Checker(Calls):
     """Statements, functions and programs."""
 
     def run(self) -> Typing:
@@ -475,3 +483,33 @@ def contains_break(node: object) -> bool:
     if isinstance(node, s.Node):
         return any(contains_break(getattr(node, name)) for name in node.__dataclass_fields__ if name != "span")
     return False
+
+
+class _Tolerant(Checker):
+    """Goes on after a refused clause or proof statement that may as well be left out."""
+
+    def __init__(self, program: s.Program, edition: str, optional: Callable[[int], bool]) -> None:
+        super().__init__(program, edition)
+        self.optional = optional
+        self.refused: set[int] = set()
+
+    def boolean(self, expr: s.Expr) -> None:
+        if self.optional(expr.span.start):
+            self.attempt(expr.span.start, lambda: super(_Tolerant, self).boolean(expr))
+        else:
+            super().boolean(expr)
+
+    def statement(self, statement: s.Statement) -> bool:
+        if not self.optional(statement.span.start):
+            return super().statement(statement)
+        return bool(self.attempt(statement.span.start, lambda: super(_Tolerant, self).statement(statement)))
+
+    def attempt(self, place: int, action: Callable[[], object]) -> object:
+        scopes, mode, later = list(self.scopes), self.mode, len(self.later)
+        try:
+            return action()
+        except ProgramProblem:
+            self.refused.add(place)
+            self.scopes, self.mode = scopes, mode
+            del self.later[later:]
+            return None

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from systems.safe import syntax as s
-from systems.safe.candidates import Context, Scope, conjuncts, element_type, goals, rewrite
+from systems.safe.contexts import Context, Scope, element_type
 from systems.safe.evaluate import integer_range
 from systems.safe.printer import show_expr
+from systems.safe.rewriting import conjuncts, named, rewrite
 from systems.safe.sketch import Candidate, Place
 from systems.safe.spec import nodes
 from systems.safe.types import Signature, Typing, settled, strip
+from systems.safe.weakening import goals
 
 
 def hints(where: Context) -> list[Candidate]:
@@ -30,6 +32,8 @@ def hints(where: Context) -> list[Candidate]:
     ends = [_end(fn), *(place for place, _ in _returns(fn.body))]
     for place in ends:
         found += _statements(place, _differences(where))
+    for place in ends[1:]:
+        found += _statements(place, _witnesses(where))
     found += _statements(_end(fn), _conclusions(where))
     found += _lemmas(where)
     return list(dict.fromkeys(found))
@@ -170,6 +174,29 @@ def _differences(where: Context) -> Iterator[str]:
                 for counter in counters:
                     left, right = show_expr(node.left), show_expr(node.right)
                     yield f"assert(({left})[{counter} as int] != ({right})[{counter} as int]);"
+
+
+def _witnesses(where: Context) -> Iterator[str]:
+    """What quantified goals say of the counters: at an early exit, the place where one is decided."""
+    counters = list(dict.fromkeys(counter for scope in where.scopes for counter in scope.counters))
+    for goal in goals(where):
+        for node in nodes(where.reader.unfolded(goal)):
+            if not isinstance(node, s.Quantifier) or len(node.params) > len(counters):
+                continue
+            claim = node.body
+            while isinstance(claim, s.Binary) and claim.op == "==>":
+                claim = claim.right
+            values = {
+                param.name: s.Cast(s.Path((counter,)), param.type or s.NamedType("int"))
+                for param, counter in zip(node.params, counters, strict=False)
+            }
+            if node.kind == "forall":
+                shown = show_expr(rewrite(claim, named(values)))
+                yield f"assert({shown});"
+                yield f"assert(!({shown}));"
+            else:
+                for part in conjuncts(claim):
+                    yield f"assert({show_expr(rewrite(part, named(values)))});"
 
 
 def _bound_inside(clause: s.Expr, node: s.Expr) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from systems.safe.check import check
+from systems.safe.check import check, refused
 from systems.safe.parser import parse
 from systems.safe.sketch import Candidate, Sketch, write
 from systems.safe.spec import Encoder
@@ -21,6 +21,7 @@ from systems.safe.walk import Goal, Region
 
 _NAME = re.compile(r"h!(\d+)!")
 _MOST_REFUSED = 200
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def typed(source: str, candidates: Iterable[Candidate], edition: str) -> Transla
     """Write candidates into the source and check it, leaving out those that are refused. Raises ProgramProblem where
     the program itself is at fault."""
     kept = list(dict.fromkeys(candidates))
+    if len(kept) > _FEW:
+        sketch = write(source, kept)
+        starts = set(sketch.starts)
+        bad = refused(parse(sketch.text), edition, starts.__contains__)
+        kept = [one for one, start in zip(sketch.candidates, sketch.starts, strict=True) if start not in bad]
     for _ in range(_MOST_REFUSED):
         sketch = write(source, kept)
         try:
@@ -57,10 +63,10 @@ def typed(source: str, candidates: Iterable[Candidate], edition: str) -> Transla
 
 
 def _without(sketch: Sketch, problem: ProgramProblem, kept: list[Candidate]) -> list[Candidate]:
-    refused = sketch.at(problem.span.start)
-    if refused is None:
+    bad = sketch.at(problem.span.start)
+    if bad is None:
         raise problem
-    return [one for one in kept if refused not in (one, one.support)]
+    return [one for one in kept if bad not in (one, one.support)]
 
 
 def translated(source: str, candidates: Iterable[Candidate], edition: str) -> Translated:

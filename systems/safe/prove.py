@@ -3,19 +3,23 @@ part of it, written into the task's own text, verified again from that text and 
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from systems.safe.candidates import context, invariants, measures
+from systems.safe.candidates import invariants, measures
 from systems.safe.check import check
+from systems.safe.contexts import context
 from systems.safe.evaluate import Environment, Unknown
 from systems.safe.gate import gate
 from systems.safe.hints import hints
 from systems.safe.houdini import Solver, Translated, translated, typed
 from systems.safe.interp import Inputs, Interpreter, Run
 from systems.safe.parser import parse
-from systems.safe.sketch import Candidate, loops, write
+from systems.safe.sketch import Candidate, Sketch, loops, write
 from systems.safe.syntax import ProgramProblem, SafeError
 from systems.safe.types import Typing
 from systems.safe.verifier import EDITIONS, Limits, Report, verify
@@ -85,6 +89,19 @@ def prove(task: str, *, edition: str = "current", limits: Limits | None = None, 
     return replace(found, seconds=time.perf_counter() - started)
 
 
+def prove_many(
+    tasks: Sequence[str], *, edition: str = "current", limits: Limits | None = None, seed: int = 0
+) -> Iterator[Proof]:
+    """Proofs of several tasks, in their order, from `limits.workers` processes."""
+    limits = limits or Limits()
+    work = partial(prove, edition=edition, limits=limits, seed=seed)
+    if limits.workers <= 1 or len(tasks) <= 1:
+        yield from map(work, tasks)
+        return
+    with ProcessPoolExecutor(limits.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, tasks)
+
+
 def _search(task: str, edition: str, limits: Limits, seed: int) -> Proof:
     checks = proposed = 0
     why = ""
@@ -105,6 +122,27 @@ def _search(task: str, edition: str, limits: Limits, seed: int) -> Proof:
         why = "; ".join(dict.fromkeys(goal.kind for goal in failed))
     report = verify(task, edition=edition, limits=limits)
     return Proof(False, task, report, candidates=proposed, checks=checks, why=why)
+
+
+def proposals(task: str, *, edition: str = "current", seed: int = 0) -> Sketch:
+    """Every candidate for a task that type-checks and that no run refutes, hints included, in the task's text. Raises
+    ProgramProblem for a task that cannot be read."""
+    pool = _surviving(task, edition, seed)
+    typing = check(parse(task), edition)
+    pool += [one for signature in typing.functions.values() for one in hints(context(task, typing, signature))]
+    return translated(task, pool, edition).sketch
+
+
+def smallest(task: str, added: Sequence[Candidate], *, edition: str = "current") -> list[Candidate] | None:
+    """The least part of a proof that still proves the task; None where it does not."""
+    program = translated(task, added, edition)
+    solver = Solver(program, _EXPLORING)
+    held, failed = solver.greatest(set(range(len(program.sketch.candidates))))
+    if failed:
+        return None
+    kept = _smallest(solver, held)
+    measures_ = [one for one in program.sketch.candidates if one.place.kind == "decreases"]
+    return [program.sketch.candidates[number] for number in sorted(kept)] + measures_
 
 
 def _smallest(solver: Solver, held: set[int]) -> set[int]:

@@ -72,6 +72,10 @@ class Source:
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
+    def offset(self, line: int, column: int) -> int:
+        """The offset of a position."""
+        return self._starts[line - 1] + column - 1
+
     def line(self, number: int) -> str:
         """The text of line `number` (from 1) without its newline."""
         start = self._starts[number - 1]

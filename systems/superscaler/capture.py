@@ -17,12 +17,12 @@ from systems.superscaler.annotations import Annotation
 from systems.superscaler.errors import Unsupported
 from systems.superscaler.graph import Graph, Op, PTensor, Ref, VTensor, check_loss
 from systems.superscaler.mask import Box, Mask
-from systems.superscaler.operators import ANNOTATE, Call, annotation_of, flops_of, max_groups
+from systems.superscaler.operators import Call, annotation_of, flops_of, max_groups
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["capture"]
+__all__ = ["Builder", "capture"]
 
 DROPPED = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "_assert_async.msg")
 PASSED_ON = {"alias", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout_", "detach_"}
@@ -48,16 +48,17 @@ def capture(
             f"torch.export cannot capture {type(model).__name__}: {str(error).strip()[:2000]}\n"
             "shapes and control flow may not depend on data; rewrite the named line, or capture a part of the model"
         ) from error
-    builder = _Builder(program)
+    builder = Builder(program)
     with torch.no_grad():
         builder.read()
     return builder.finish(batched)
 
 
-class _Builder:
+class Builder:
     """The graph as it grows: tensors and operators by id, and what each node of the exported program stands for."""
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any = None) -> None:
+        """program: what torch.export gave; None for a graph that is put together by `add` and `emit`."""
         self.program = program
         self.tensors: list[PTensor] = []
         self.ops: list[Op] = []
@@ -132,7 +133,7 @@ class _Builder:
         import torch
 
         if isinstance(value, torch.fx.Node):
-            return _Tensor(values[value]) if isinstance(values[value], int) and _is_tensor(value) else values[value]
+            return Operand(values[value]) if isinstance(values[value], int) and _is_tensor(value) else values[value]
         if isinstance(value, list | tuple):
             return tuple(self.fetch(v, values) for v in value)
         if isinstance(value, torch.dtype | torch.layout | torch.device | torch.memory_format):
@@ -219,8 +220,8 @@ class _Builder:
                 return made
         if stem == "mse_loss" and len(arguments) < 3:
             gap = self.emit(node, "aten.sub.Tensor", arguments[:2], {}, self.like(arguments[0]), grad)
-            square = self.emit(node, "aten.mul.Tensor", (_Tensor(gap), _Tensor(gap)), {}, self.like(arguments[0]), grad)
-            return self.mean(node, _Tensor(square), (), value, grad)
+            square = self.emit(node, "aten.mul.Tensor", (Operand(gap), Operand(gap)), {}, self.like(arguments[0]), grad)
+            return self.mean(node, Operand(square), (), value, grad)
         if stem == "mean" and (name == "mean.default" or name == "mean.dim"):
             return self.mean(node, arguments[0], arguments[1:], value, grad)
         if stem in ("view", "reshape", "_unsafe_view", "transpose", "permute", "select", "slice", "expand", "t"):
@@ -248,7 +249,7 @@ class _Builder:
         if stem == "unbind":
             dim = (arguments[1] if len(arguments) > 1 else 0) % rank
             return tuple(
-                _Tensor(self.emit(node, "aten.select.int", (source, dim, i), {}, v, grad)) for i, v in enumerate(values)
+                Operand(self.emit(node, "aten.select.int", (source, dim, i), {}, v, grad)) for i, v in enumerate(values)
             )
         dim = (arguments[2] if len(arguments) > 2 else 0) % rank
         made, at = [], 0
@@ -256,7 +257,7 @@ class _Builder:
             size = v.shape[dim]
             made.append(self.sliced(node, source, dim, at, at + size, v, grad))
             at += size
-        return tuple(map(_Tensor, made))
+        return tuple(map(Operand, made))
 
     def sliced(self, node: Any, source: Any, dim: int, lo: int, hi: int, value: Any, grad: bool) -> int:
         """A slice; of the output dimension of a linear it is a linear of its own, on a view of the parameter."""
@@ -272,7 +273,7 @@ class _Builder:
     def broadcast(self, node: Any, source: Any, value: Any, grad: bool) -> Any:
         if self.shape(source) == tuple(value.shape):
             return source
-        return _Tensor(self.emit(node, "aten.expand.default", (source, tuple(value.shape)), {}, value, grad))
+        return Operand(self.emit(node, "aten.expand.default", (source, tuple(value.shape)), {}, value, grad))
 
     def mean(self, node: Any, source: Any, rest: tuple[Any, ...], value: Any, grad: bool) -> int:
         import torch
@@ -287,7 +288,7 @@ class _Builder:
             total = self.emit(node, "aten.sum.dim_IntList", (source, tuple(dims), kept), {}, value, grad)
         else:
             total = self.emit(node, "aten.sum.default", (source,), {}, value, grad)
-        return self.emit(node, "aten.div.Scalar", (_Tensor(total), float(count)), {}, torch.empty_like(value), grad)
+        return self.emit(node, "aten.div.Scalar", (Operand(total), float(count)), {}, torch.empty_like(value), grad)
 
     def cross_entropy(self, node: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], grad: bool) -> int | None:
         import torch
@@ -305,7 +306,7 @@ class _Builder:
         meta = torch.empty(shape[:-1], dtype=dtype, device="meta")
 
         def ours(name: str, inputs: tuple[Any, ...], like: Any, grad: bool) -> Any:
-            return _Tensor(self.emit(node, name, inputs, {}, like, grad))
+            return Operand(self.emit(node, name, inputs, {}, like, grad))
 
         groups = torch.empty((*shape[:-1], max_groups(v)), dtype=dtype, device="meta")
         maxima = ours("superscaler.row_max", (logits,), groups, False)
@@ -377,7 +378,7 @@ class _Builder:
         return new
 
     def placed(self, value: Any, found: list[VTensor]) -> Any:
-        if isinstance(value, _Tensor):
+        if isinstance(value, Operand):
             found.append(VTensor(value.id, Mask.full(self.tensors[value.id].shape).box))
             return Ref(len(found) - 1)
         if isinstance(value, tuple):
@@ -452,7 +453,7 @@ class _Builder:
         return [_with(op, id=i) for i, op in enumerate(reversed(kept))]
 
 
-class _Tensor:
+class Operand:
     """A tensor among the arguments of a call that is being read."""
 
     def __init__(self, id: int) -> None:
@@ -587,5 +588,3 @@ def chains(graph: Graph) -> Iterator[tuple[int, list[Op]]]:
     if run and label is not None:
         yield label, run
 
-
-KNOWN = frozenset(ANNOTATE)

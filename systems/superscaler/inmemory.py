@@ -55,7 +55,8 @@ class InMemory:
                 done = [f"rank {r} is done" for r in range(len(running)) if r not in waiting]
                 raise Stuck("no rank can go on: " + "; ".join([*lines, *done]))
             group = _group(ready, waiting[ready][0])
-            met = {r: waiting.pop(r) for r in group}
+            # What is sent is a copy, as over a wire: the sender may go on and update its own in place.
+            met = {r: (i, [g.clone() for g in given]) for r, (i, given) in ((r, waiting.pop(r)) for r in group)}
             for r, arrived in exchange(met, self.plan).items():
                 advance(r, arrived)
         return [loss for loss in losses if loss is not None]

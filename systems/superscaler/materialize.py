@@ -702,7 +702,7 @@ class _Materializer:
         found = {}
         if self.s.zero_stage:
             for t in self.graph.parameters:
-                if not t.grad:
+                if not t.grad or not any(op.grad for op, _ in self.graph.consumers[t.id]):
                     continue
                 for box, holders in self._holders(t.id).items():
                     if len(holders) > 1:

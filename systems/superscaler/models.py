@@ -198,7 +198,7 @@ class Evoblock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleDict({n: nn.LayerNorm(alignment) for n in ("row", "column", "transition", "outer")})
-        self.pair_norms = nn.ModuleDict({n: nn.LayerNorm(pair) for n in ("bias", "start", "end", "transition")})
+        self.pair_norms = nn.ModuleDict({n: nn.LayerNorm(pair) for n in ("start", "end", "transition")})
         self.row, self.column = Attention(alignment, heads, causal=False), Attention(alignment, heads, causal=False)
         self.left, self.right = nn.Linear(alignment, 4), nn.Linear(alignment, 4)
         self.outer = nn.Linear(16, pair)
