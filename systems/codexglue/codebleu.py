@@ -9,6 +9,7 @@ grammars; `grammar` names their versions.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -118,6 +119,16 @@ def _counted(references: Sequence[str], hypotheses: Sequence[str], lang: str, co
 
 def count_pairs(references: Sequence[str], hypotheses: Sequence[str], lang: str, compat: Compat) -> Counted:
     """Trees and data flows of pairs. Pairs that are equal without comments are parsed once: all of them match."""
+    collecting = gc.isenabled()
+    gc.disable()  # trees are many objects without cycles, which the collector would walk again and again
+    try:
+        return _count_pairs(references, hypotheses, lang, compat)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _count_pairs(references: Sequence[str], hypotheses: Sequence[str], lang: str, compat: Compat) -> Counted:
     rules, parse = language(lang).rules, parser(lang)
     trees = all_trees = flows = all_flows = errors = 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):

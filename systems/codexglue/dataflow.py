@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from systems.codexglue.languages import Rules
@@ -74,14 +75,7 @@ class _Walk:
         self.tree, self.rules = tree, rules
         self.out: list[Record] = []
         self.states: dict[str, list[int]] = {}
-        act: dict[str, Callable[[int], None]] = dict.fromkeys(rules.whiles, self._while)
-        act |= dict.fromkeys(rules.for_each, self._for_each)
-        act |= dict.fromkeys(rules.counted_loops, self._counted_loop)
-        act |= dict.fromkeys(rules.conditionals, self._conditional)
-        act |= dict.fromkeys(rules.increments, self._increment)
-        act |= dict.fromkeys(rules.assignments, self._pairwise if rules.pairs else self._assignment)
-        act |= dict.fromkeys(rules.definitions, self._definition)
-        self.act = act
+        act = self.act = _acts(rules)
         # The first node from each one on for which there is a rule: without one, tokens are walked in order.
         following = len(tree.kinds)
         self.following = [following] * (following + 1)
@@ -95,7 +89,7 @@ class _Walk:
         kind, end = tree.kinds[index], tree.end[index]
         act = None if kind in STRINGS or not tree.counts[index] else self.act.get(kind)
         if act is not None:
-            act(index)
+            act(self, index)
         elif self.following[index + 1] >= end:
             self._tokens(tree.first[index], tree.first[end])
         else:
@@ -280,3 +274,20 @@ class _Walk:
             else:
                 merged[key] = (_distinct(old[0] + names), sorted({*old[1], *places}))
         self.out[mark:] = [(*key, *sources) for key, sources in sorted(merged.items(), key=lambda item: item[0][1])]
+
+
+@lru_cache(maxsize=16)
+def _acts(rules: Rules) -> dict[str, Callable[[_Walk, int], None]]:
+    """What a walk does at a kind of node; of functions, not of methods of one walk, which would refer to itself."""
+    acts: dict[str, Callable[[_Walk, int], None]] = {}
+    for kinds, act in (
+        (rules.whiles, _Walk._while),
+        (rules.for_each, _Walk._for_each),
+        (rules.counted_loops, _Walk._counted_loop),
+        (rules.conditionals, _Walk._conditional),
+        (rules.increments, _Walk._increment),
+        (rules.assignments, _Walk._pairwise if rules.pairs else _Walk._assignment),
+        (rules.definitions, _Walk._definition),
+    ):
+        acts |= dict.fromkeys(kinds, act)
+    return acts

@@ -38,6 +38,7 @@ class Table:
     rows: dict[str, Any] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
     repeated: list[tuple[str, Any]] = field(default_factory=list)
+    matches: Any = None  # of predicted tokens: what `metrics.token_matches` found
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, key: str, value: Any, line: int) -> None:
@@ -167,7 +168,15 @@ def _labels(table: Table) -> None:
 
 def _names(table: Table) -> None:
     rows, numbers = table.rows, table.numbers
-    for number, line in enumerate(lines_of(table.path), 1):
+    lines = lines_of(table.path)
+    pairs = [line.strip().split("\t") for line in lines]
+    if set(map(len, pairs)) == {2}:
+        table.rows = dict(pairs)
+        if len(table.rows) == len(pairs):
+            table.numbers = list(range(1, len(pairs) + 1))
+            return
+        table.rows = rows
+    for number, line in enumerate(lines, 1):
         key, _, label = line.strip().partition("\t")
         if label and "\t" not in label and key not in rows:
             rows[key] = label

@@ -294,11 +294,12 @@ def edit_similarities(
     if backend not in EDIT_BACKENDS:
         raise ValueError(f"edit back end is {backend!r}, expected one of {', '.join(EDIT_BACKENDS)}")
     _same_count(references, hypotheses)
+    if backend == "levenshtein":
+        return _indel_percents(references, hypotheses)
     scores = [100 if one == other else 0 for one, other in zip(hypotheses, references, strict=True)]
     open_pairs = [k for k, score in enumerate(scores) if not score and hypotheses[k] and references[k]]
     ours, theirs = [hypotheses[k] for k in open_pairs], [references[k] for k in open_pairs]
-    ratios = _indel_ratios(ours, theirs) if backend == "levenshtein" else _difflib_ratios(ours, theirs)
-    for k, ratio in zip(open_pairs, ratios, strict=True):
+    for k, ratio in zip(open_pairs, _difflib_ratios(ours, theirs), strict=True):
         scores[k] = round(100 * ratio)
     return scores
 
@@ -311,14 +312,16 @@ def edit_similarity(references: Sequence[str], hypotheses: Sequence[str], backen
     return sum(scores) / len(scores)
 
 
-def _indel_ratios(ours: list[str], theirs: list[str]) -> list[float]:
+def _indel_percents(references: Sequence[str], hypotheses: Sequence[str]) -> list[int]:
     from rapidfuzz.distance import Indel
     from rapidfuzz.process import cpdist
 
-    if not ours:
+    if not hypotheses:
         return []
-    found: list[float] = cpdist(ours, theirs, scorer=Indel.normalized_similarity, dtype=np.float64).tolist()
-    return found
+    # Equal strings are 1 here and a lone empty one 0, so that no pair needs a rule of its own.
+    ratios = cpdist(hypotheses, references, scorer=Indel.normalized_similarity, dtype=np.float64)
+    percents: list[int] = np.rint(100 * ratios).astype(int).tolist()
+    return percents
 
 
 def _difflib_ratios(ours: list[str], theirs: list[str]) -> list[float]:
@@ -411,7 +414,7 @@ def token_matches(answers: Sequence[str], predictions: Sequence[str]) -> Ints:
     _same_count(answers, predictions)
     compiled = library()
     texts = ["\n".join(lines) + "\n" for lines in (answers, predictions)]
-    if compiled is not None and len(answers) and not any(map(_OTHER_SPACE.search, texts)):
+    if compiled is not None and len(answers) and all(text.isascii() or not _OTHER_SPACE.search(text) for text in texts):
         counts = np.zeros((len(answers), 4), dtype=np.int64)
         one, other = (text.encode("utf-8", "surrogatepass") for text in texts)
         compiled.token_matches(one, other, ctypes.c_int64(len(answers)), ctypes.c_void_p(_at(counts)))

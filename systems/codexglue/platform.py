@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import eq
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,7 +140,7 @@ def _all_problems(one: Task, gold: Table, said: Table) -> list[Problem]:
             problems.append(
                 Problem(0, "", "count", f"{said.path.name}: {len(gold.rows)} lines expected, {len(said.rows)} found")
             )
-    else:
+    elif gold.rows.keys() != said.rows.keys():
         for key in gold.rows:
             if key not in said.rows:
                 problems.append(Problem(0, key, "missing", f"{said.path.name}: no prediction for {_shown(key)}"))
@@ -179,7 +180,7 @@ def _check_rankings(gold: Table, said: Table, problems: list[Problem]) -> None:
 def _check_tokens(gold: Table, said: Table, problems: list[Problem]) -> None:
     if len(gold.rows) != len(said.rows):
         return
-    counts = metrics.token_matches(list(gold.rows.values()), list(said.rows.values()))
+    counts = said.matches = metrics.token_matches(list(gold.rows.values()), list(said.rows.values()))
     for index in (counts[:, 0] != counts[:, 1]).nonzero()[0].tolist():
         message = f"{said.path.name}: {counts[index, 1]} tokens, expected {counts[index, 0]}"
         problems.append(Problem(said.numbers[index], str(index + 1), "length", message))
@@ -267,7 +268,7 @@ def evaluate(
 
 
 def _aligned(gold: Table, said: Table) -> tuple[list[Any], list[Any]]:
-    return list(gold.rows.values()), [said.rows[key] for key in gold.rows]
+    return list(gold.rows.values()), list(map(said.rows.__getitem__, gold.rows))
 
 
 def _score_binary(names: Sequence[str]) -> Callable[[Table, Table, _Options, _Found], None]:
@@ -286,7 +287,7 @@ def _score_binary(names: Sequence[str]) -> Callable[[Table, Table, _Options, _Fo
 
 def _score_labels(gold: Table, said: Table, options: _Options, found: _Found) -> None:
     wanted, given = _aligned(gold, said)
-    right = [float(a == b) for a, b in zip(wanted, given, strict=True)]
+    right = list(map(float, map(eq, wanted, given)))
     found.add("accuracy", metrics.mean(right), rows=right)
 
 
@@ -301,8 +302,7 @@ def _score_mrr(gold: Table, said: Table, options: _Options, found: _Found) -> No
 
 
 def _score_tokens(gold: Table, said: Table, options: _Options, found: _Found) -> None:
-    wanted, given = _aligned(gold, said)
-    *_, scored, right = metrics.token_matches(wanted, given).sum(0).tolist()
+    *_, scored, right = said.matches.sum(0).tolist()
     found.meta["tokens"] = scored
     found.add("accuracy", 100 * right / scored if scored else 0.0, 2)
 

@@ -8,6 +8,7 @@ import re
 import tokenize
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from systems.codexglue.metrics import library
@@ -18,6 +19,7 @@ cut out of lines of characters by columns in bytes ("official", "pypi"), or righ
 
 _COMMENT_OR_STRING = re.compile(r'//.*?$|/\*.*?\*/|\'(?:\\.|[^\\\'])*\'|"(?:\\.|[^\\"])*"', re.DOTALL | re.MULTILINE)
 STRINGS = frozenset({"string_literal", "string", "character_literal"})
+_WHOLE = STRINGS | {"comment"}
 
 @dataclass(frozen=True)
 class Tree:
@@ -72,6 +74,7 @@ def plant(parser: Any, code: str, compat: Compat = "official") -> Tree:
     """Parse a snippet with a tree-sitter parser."""
     encoded = code.encode("utf-8", "replace")
     root = parser.parse(encoded).root_node
+    broken = root.has_error
     nodes: list[Any] = []
     counts: list[int] = []
     stack = [root]
@@ -91,6 +94,31 @@ def plant(parser: Any, code: str, compat: Compat = "official") -> Tree:
             after = end[after]
         end[k] = after
 
+    first, leaves = _tokens(kinds, counts, end)
+    starts, ends = [nodes[k].start_byte for k in leaves], [nodes[k].end_byte for k in leaves]
+    texts = _texts(code, encoded, starts, ends, compat)
+    place = list(range(len(leaves)))
+    if broken and any(map(int.__eq__, starts, ends)):  # only empty tokens can be in one place
+        latest = {extent: k for k, extent in enumerate(zip(starts, ends, strict=True))}
+        place = [latest[extent] for extent in zip(starts, ends, strict=True)]
+        texts = [texts[k] for k in place]
+    leaf_kinds = [kinds[k] for k in leaves]
+    variable = [kind != text for kind, text in zip(leaf_kinds, texts, strict=True)]
+
+    if broken:
+        inner = bytes([n > 0 for n, node in zip(counts, nodes, strict=True) if node.is_named and not _is_remark(node)])
+    else:
+        inner = bytes([n > 0 for n, node in zip(counts, nodes, strict=True) if node.is_named])
+    regular = root.is_named and not root.is_missing and sum(inner) == total - counts.count(0)
+    return Tree(
+        nodes, kinds, counts, end, first, texts, place, variable, leaf_kinds, inner, regular, broken
+    )  # fmt: skip
+
+
+def _tokens(kinds: list[str], counts: list[int], end: list[int]) -> tuple[list[int], list[int]]:
+    """(`first` of a tree, the nodes that are tokens)."""
+    if _WHOLE.isdisjoint(kinds):
+        return [0, *accumulate([not count for count in counts])], [k for k, count in enumerate(counts) if not count]
     first: list[int] = []
     leaves: list[int] = []
     inside = 0  # the end of a string literal that is one token
@@ -101,25 +129,7 @@ def plant(parser: Any, code: str, compat: Compat = "official") -> Tree:
             if count:
                 inside = end[k]
     first.append(len(leaves))
-    starts, ends = [nodes[k].start_byte for k in leaves], [nodes[k].end_byte for k in leaves]
-    texts = _texts(code, encoded, starts, ends, compat)
-    latest = {extent: k for k, extent in enumerate(zip(starts, ends, strict=True))}
-    place = list(range(len(leaves)))
-    if len(latest) < len(leaves):
-        place = [latest[extent] for extent in zip(starts, ends, strict=True)]
-        texts = [texts[k] for k in place]
-    leaf_kinds = [kinds[k] for k in leaves]
-    variable = [kind != text for kind, text in zip(leaf_kinds, texts, strict=True)]
-
-    broken = root.has_error
-    if broken:
-        inner = bytes([n > 0 for n, node in zip(counts, nodes, strict=True) if node.is_named and not _is_remark(node)])
-    else:
-        inner = bytes([n > 0 for n, node in zip(counts, nodes, strict=True) if node.is_named])
-    regular = root.is_named and not root.is_missing and sum(inner) == total - counts.count(0)
-    return Tree(
-        nodes, kinds, counts, end, first, texts, place, variable, leaf_kinds, inner, regular, broken
-    )  # fmt: skip
+    return first, leaves
 
 
 def _is_remark(node: Any) -> bool:
