@@ -56,17 +56,14 @@ def _ngrams(tokens: Sequence[str], orders: tuple[int, int]) -> Iterable[str]:
 
 
 class LexicalClassifier:
-    """TF-IDF of masked token n-grams and logistic regression; of pairs, their overlap and difference."""
+    """Which words code has, by inverse document frequency, and logistic regression; of pairs, what they share and not."""
 
-    def __init__(self, lang: str, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
-        keywords = language(lang).keywords
-        self._vectorizer = TfidfVectorizer(
-            analyzer=lambda code: list(_ngrams(masked_tokens(code, keywords), (1, 3))), binary=True
-        )
-        self._model = LogisticRegression(max_iter=1000, C=10.0, random_state=seed)
+        self._vectorizer = TfidfVectorizer(analyzer=_words_of, binary=True)
+        self._model = LogisticRegression(max_iter=1000, random_state=seed)
 
     def fit(self, codes: Sequence[str], labels: Sequence[int]) -> LexicalClassifier:
         """Train on snippets with labels 0 or 1."""
@@ -92,9 +89,12 @@ class LexicalClassifier:
 
         left, right = (self._vectorizer.transform([pair[side] for pair in pairs]) for side in (0, 1))
         product = left.multiply(right)
-        cosine = np.asarray(product.sum(1))
-        lengths = np.array([[abs(len(a) - len(b)) / max(len(a) + len(b), 1)] for a, b in pairs])
-        return hstack([csr_matrix(np.hstack([cosine, cosine**2, lengths])), product, abs(left - right)]).tocsr()
+        cosine = csr_matrix(3.0 * np.asarray(product.sum(1)))  # one column against thousands
+        return hstack([cosine, product.sqrt(), abs(left - right)]).tocsr()
+
+
+def _words_of(code: str) -> list[str]:
+    return [token.lower() for token in code_tokens(code) if _NAME.match(token)]
 
 
 class RetrieveAndRename:
