@@ -5,8 +5,14 @@ import re
 import pytest
 
 from suites.safe.conformance import programs
-from systems.safe import Cache, Limits, solve, verify, verify_many
+from systems.safe import Cache, Limits, corpus, prove, solve, verify, verify_many
+from systems.safe.candidates import invariants, measures
+from systems.safe.check import check
+from systems.safe.contexts import context
+from systems.safe.houdini import Solver, translated
+from systems.safe.interp import Inputs, Interpreter
 from systems.safe.parser import parse
+from systems.safe.policy import Example, menu, train
 from systems.safe.solve import Script, cross_check
 from systems.safe.theory import OPTIONS
 from systems.safe.verifier import plan
@@ -115,3 +121,65 @@ def test_the_cache(measure, tmp_path):
 
     cached()
     measure.versus({"cached": cached, "fresh": fresh}).over("fresh").at_least(20)
+
+
+def test_prove(measure):
+    """The gate's: proofs of generated programs, whose texts are the same on every machine."""
+    tasks = [made.text for made in corpus.programs(6, seed=11)]
+
+    def run():
+        return [prove(task) for task in tasks]
+
+    proofs = run()
+    assert all(proof.ok for proof in proofs)
+    measure.digest("proofs", "".join(proof.program for proof in proofs).encode())
+    measure(run, metric="time")
+
+
+@pytest.mark.slow
+def test_runs_that_refute_beside_the_solver_alone(measure):
+    """Houdini with candidates that runs have pruned, and with all of them."""
+    task = corpus.program("fill_then_raise", 1)
+    assert task is not None
+    typing = check(parse(task.text))
+    pool = [
+        one for signature in typing.functions.values()
+        for where in [context(task.text, typing, signature)] for one in [*invariants(where, {}), *measures(where)[:1]]
+    ]  # fmt: skip
+
+    def pruned():
+        return prove(task.text).ok
+
+    def unpruned():
+        program = translated(task.text, pool, "current")
+        solver = Solver(program, RLIMIT // 10)
+        held, _ = solver.greatest(set(range(len(program.sketch.candidates))), stop=False)
+        return bool(held)
+
+    assert pruned()
+    measure.versus({"pruned": pruned, "unpruned": unpruned}).over("unpruned").at_least(1)
+
+
+@pytest.mark.slow
+def test_the_interpreter(measure):
+    texts = [made.text for made in corpus.programs(40, seed=2)]
+    typings = [check(parse(text)) for text in texts]
+
+    def run():
+        count = 0
+        for typing in typings:
+            interpreter = Interpreter(typing)
+            for signature in typing.functions.values():
+                if signature.mode == "exec":
+                    count += sum(len(made.heads) for made in Inputs(interpreter, 0).runs(signature, 40))
+        return count
+
+    assert run() > 1000
+    measure(run, metric="time")
+
+
+@pytest.mark.slow
+def test_training_the_policy(measure):
+    menus = [menu(made.text) for made in corpus.programs(6, seed=3)]
+    examples = [Example(one, frozenset(range(0, len(one.own), 9))) for one in menus]
+    measure(lambda: train(examples, least_steps=100), metric="time")

@@ -15,18 +15,26 @@ from systems.ngra.graph import (
 from systems.ngra.passes import Plan
 from systems.ngra.program import Layer
 from systems.ngra.reference import reference
+from systems.ngra.schedule import Schedule, plan_schedule
+from systems.ngra.store import ChunkStore
+from systems.ngra.stream import EpochStats, StreamTrainer
 
 __all__ = [
     "ArcWeight",
     "BudgetError",
+    "ChunkStore",
+    "EpochStats",
     "Graph",
     "GraphError",
     "Layer",
     "NGraError",
     "Plan",
     "ProgramError",
+    "Schedule",
     "StoreError",
+    "StreamTrainer",
     "gcn_norm",
+    "plan_schedule",
     "reference",
     "rmat",
     "settings",

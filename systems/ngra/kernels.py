@@ -605,7 +605,10 @@ class _Generator:
         sign = ">" if output.form == "max" else "<"
         return [
             f"const int nan = ({value} != {value}) & (a{k}_0[{at}] == a{k}_0[{at}]);",
-            f"const int take = (a{k}_1[{at}] < 0) | ({value} {sign} a{k}_0[{at}]) | nan;",
+            f"const int tie = ({value} == a{k}_0[{at}]) | (({value} != {value}) & (a{k}_0[{at}] != a{k}_0[{at}]));",
+            # In whatever order chunks come, of equal arcs the first in canonical order wins.
+            f"const int before = tie & ((int32_t)arc < a{k}_1[{at}]);",
+            f"const int take = (a{k}_1[{at}] < 0) | ({value} {sign} a{k}_0[{at}]) | nan | before;",
             f"a{k}_0[{at}] = take ? {value} : a{k}_0[{at}];",
             f"a{k}_1[{at}] = take ? (int32_t)arc : a{k}_1[{at}];",
         ]

@@ -29,6 +29,7 @@ from systems.ngra.engine import Engine, aggregate
 from systems.ngra.expression import Book, Call, Node, Slot, evaluate
 from systems.ngra.graph import ArcWeight, Graph, GraphError, ProgramError
 from systems.ngra.passes import Plan, Situation, build_plan
+from systems.ngra.ring import RingGraph, ring_aggregate
 
 VertexData = Tensor | Mapping[str, Tensor]
 ArcData = Tensor | Mapping[str, Tensor] | ArcWeight | None
@@ -77,7 +78,7 @@ class Layer(nn.Module):
         """A vertex's new data from its old ones and what it accumulated; by default the latter."""
         return accum
 
-    def forward(self, graph: Graph, x: VertexData, edge: ArcData = None) -> Tensor:
+    def forward(self, graph: Graph | RingGraph, x: VertexData, edge: ArcData = None) -> Tensor:
         """(vertices, ...) new vertex data.
 
         x: (vertices, ...) float32 or float64, or a dict of them (then `src["name"]`); edge: likewise (arcs, ...) in
@@ -89,7 +90,7 @@ class Layer(nn.Module):
         entered = graph.enter(x) if isinstance(x, Tensor) else {name: graph.enter(part) for name, part in x.items()}
         return graph.leave(self.inner(graph, entered, edge))
 
-    def inner(self, graph: Graph, x: VertexData, edge: ArcData = None) -> Tensor:
+    def inner(self, graph: Graph | RingGraph, x: VertexData, edge: ArcData = None) -> Tensor:
         """As `forward`, with vertex data in and out in the graph's internal order (see `Graph.enter`)."""
         chosen = current_settings()
         vertex, arc, dtype = _checked(graph, x, edge)
@@ -113,7 +114,10 @@ class Layer(nn.Module):
                 else leaves.parameter(source.expression)
                 for source in aggregation.columns
             ]
-            result = aggregate(engine, graph, columns, threads, self.get_submodule)
+            if isinstance(graph, RingGraph):
+                result = ring_aggregate(engine, graph, columns, threads)
+            else:
+                result = aggregate(engine, graph, columns, threads, self.get_submodule)
             gathered[aggregation.gather] = result
             if reusable and not result.requires_grad:
                 prepared.sums[k] = result
@@ -122,7 +126,7 @@ class Layer(nn.Module):
         out = leaves.result(plan.result, gathered)
         return out if isinstance(out, Tensor) else torch.full((graph.num_vertices,), float(out), dtype=dtype)
 
-    def plan(self, graph: Graph, x: VertexData, edge: ArcData = None) -> Plan:
+    def plan(self, graph: Graph | RingGraph, x: VertexData, edge: ArcData = None) -> Plan:
         """How this layer would run on such data; arguments as for `forward`."""
         vertex, arc, dtype = _checked(graph, x, edge)
         return self._prepare(graph, vertex, arc, dtype, current_settings()).plan
@@ -131,7 +135,7 @@ class Layer(nn.Module):
         return self._seen is not None and _same(self._seen, signature)
 
     def _prepare(
-        self, graph: Graph, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None,
+        self, graph: Graph | RingGraph, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None,
         dtype: torch.dtype, chosen: Settings,
     ) -> _Prepared:  # fmt: skip
         constant = chosen.hoist and _unchanging(vertex) and self._is_seen(_signature(graph, vertex))
@@ -214,7 +218,7 @@ class Leaves:
     """Values of the leaves of a plan on one graph, and of the expressions over them."""
 
     def __init__(
-        self, layer: Layer, graph: Graph, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None,
+        self, layer: Layer, graph: Graph | RingGraph, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None,
         edge: ArcData, dtype: torch.dtype, masked: frozenset[str],
     ) -> None:  # fmt: skip
         self.layer, self.graph, self.vertex, self.dtype, self.masked = layer, graph, vertex, dtype, masked
@@ -292,7 +296,7 @@ class Leaves:
 
 
 def _checked(
-    graph: Graph, x: VertexData, edge: ArcData
+    graph: Graph | RingGraph, x: VertexData, edge: ArcData
 ) -> tuple[dict[str, Tensor], Mapping[str, Tensor] | ArcWeight | None, torch.dtype]:
     vertex = {"": x} if isinstance(x, Tensor) else dict(x)
     if not vertex:
@@ -340,7 +344,7 @@ def _unchanging(vertex: Mapping[str, Tensor]) -> bool:
     return not any(part.requires_grad for part in vertex.values())
 
 
-def _signature(graph: Graph, vertex: Mapping[str, Tensor]) -> tuple[Any, ...]:
+def _signature(graph: Graph | RingGraph, vertex: Mapping[str, Tensor]) -> tuple[Any, ...]:
     return (weakref.ref(graph), *((name, weakref.ref(part), part._version) for name, part in vertex.items()))
 
 

@@ -18,6 +18,7 @@ from systems.safe.gate import Violation, gate
 from systems.safe.prove import Proof, prove, prove_many
 from systems.safe.sketch import Candidate
 from systems.safe.solve import Cache
+from systems.safe.specs import ScoredSpec, SpecScore, score_spec, synthesize_specs
 from systems.safe.syntax import (
     BackendProblem,
     ModeProblem,
@@ -42,6 +43,8 @@ __all__ = [
     "Proof",
     "Report",
     "SafeError",
+    "ScoredSpec",
+    "SpecScore",
     "SyntaxProblem",
     "TypeProblem",
     "Unsupported",
@@ -51,6 +54,8 @@ __all__ = [
     "gate",
     "prove",
     "prove_many",
+    "score_spec",
+    "synthesize_specs",
     "verify",
     "verify_many",
 ]

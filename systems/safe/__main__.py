@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from systems.safe.corpus import programs
+from systems.safe.evolve import Task, accuracy, describe, evolve
 from systems.safe.gate import gate
+from systems.safe.policy import Policy
 from systems.safe.prove import prove
 from systems.safe.solve import Cache
+from systems.safe.specs import COMPLETE, CORRECT, score_spec, synthesize_specs
 from systems.safe.syntax import BackendProblem, ProgramProblem, SafeError, Source
 from systems.safe.verifier import EDITIONS, Limits, Report, plan, verify_many
 from systems.safe.verus import VerusBinary
@@ -24,6 +28,9 @@ exit status: 0 everything verified (prove: proved, gate: honest), 1 not, 2 bad u
   python -m systems.safe verify *.rs --json            one JSON object a line
   python -m systems.safe verify proof.rs --smt out/    the obligations as SMT-LIB 2 files
   python -m systems.safe prove task.rs                 find the proof: writes task.proved.rs, tells what it added
+  python -m systems.safe spec code.rs largest          specifications that pass the filter, with their scores
+  python -m systems.safe evolve --out runs/            rounds of draw, verify, train; run again to go on
+  python -m systems.safe evaluate runs/round-1/model.npz   Accuracy@1 and @10, with and without debugging
   python -m systems.safe gate task.rs candidate.rs     does the candidate only add a proof to the task?
 """
 
@@ -59,13 +66,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     three.add_argument("-o", "--output", type=Path, metavar="OUT", help="default: FILE with .proved before its suffix")
     three.add_argument("--edition", choices=EDITIONS, default="current", help="default: current")
     three.add_argument("--seed", type=int, default=0, help="of the runs that refute candidates (default: 0)")
+    _add_learning(commands)
     args = parser.parse_args(argv)
-    actions = {"verify": _verify, "gate": _gate, "prove": _prove}
+    actions = {
+        "verify": _verify,
+        "gate": _gate,
+        "prove": _prove,
+        "spec": _spec,
+        "evolve": _evolve,
+        "evaluate": _evaluate,
+    }
     try:
         return actions[args.command](args)
     except (OSError, SafeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _add_learning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    four = commands.add_parser("spec", help="propose specifications for a function and score them by test cases")
+    four.add_argument("file", type=Path, metavar="FILE")
+    four.add_argument("function", metavar="FUNCTION")
+    four.add_argument("--correct", type=float, default=CORRECT, help=f"least correctness kept (default: {CORRECT})")
+    four.add_argument("--complete", type=float, default=COMPLETE, help=f"least completeness kept (default: {COMPLETE})")
+    five = commands.add_parser("evolve", help="rounds: draw proofs, verify, train on the right ones")
+    five.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each round; resumable")
+    five.add_argument("--data", type=Path, metavar="JSONL", help="more test tasks: objects with task_id, source, task")
+    five.add_argument("--programs", type=int, default=114, help="generated programs to train on (default: 114)")
+    five.add_argument("--tests", type=int, default=42, help="generated programs of unseen shapes (default: 42)")
+    five.add_argument("--rounds", type=int, default=2, help="rounds after the first (default: 2)")
+    five.add_argument("--samples", type=int, default=4, help="draws for a program without a proof (default: 4)")
+    five.add_argument("--first", type=float, default=0.25, help="part that round 0 may search (default: 0.25)")
+    six = commands.add_parser("evaluate", help="Accuracy@k of a trained policy, with and without debugging")
+    six.add_argument("model", type=Path, metavar="MODEL", help="model.npz of a round")
+    six.add_argument("--data", type=Path, metavar="JSONL", help="tasks; generated ones of unseen shapes by default")
+    six.add_argument("--tests", type=int, default=42, help="how many generated ones (default: 42)")
+    six.add_argument("--k", type=int, nargs="+", default=[1, 10], help="draws (default: 1 10)")
+    for one in (five, six):
+        one.add_argument("--edition", choices=EDITIONS, default="current", help="default: current")
+        one.add_argument("--seed", type=int, default=0, help="default: 0")
+        one.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
 
 
 def _read(path: Path) -> str | None:
@@ -171,6 +211,69 @@ def _prove(args: argparse.Namespace) -> int:
     for one in proof.added:
         print(f"{args.file}:{source.position(one.place.offset)[0]}: {one.place.kind} {one.text}")
     print(f"proved: {output} ({len(proof.added)} of {proof.candidates} candidates, {proof.seconds:.1f} s)")
+    return 0
+
+
+def _spec(args: argparse.Namespace) -> int:
+    text = _read(args.file)
+    if text is None:
+        return 1
+    found = synthesize_specs(text, args.function, correct=args.correct, complete=args.complete)
+    own = score_spec(text, args.function)
+    print(f"its own ensures: correctness {own.correctness:.2f}, completeness {own.completeness:.2f}, {own.cases} cases")
+    for one in found:
+        print(f"correctness {one.score.correctness:.2f}, completeness {one.score.completeness:.2f}:")
+        print("".join(f"    {clause},\n" for clause in one.ensures), end="")
+    if not found:
+        print("no specification passes the filter")
+    return 0 if found else 1
+
+
+def _tasks(path: Path | None, count: int, seed: int) -> list[Task]:
+    """Tasks of a file, or generated ones of shapes that no training set has."""
+    if path is None:
+        return _generated(count, seed + 1, held_out=True)
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Task(str(row["task_id"]), str(row.get("source", path.stem)), str(row["task"])) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SafeError(f"{path}: expected one JSON object a line with task_id and task: {error}") from error
+
+
+def _generated(count: int, seed: int, *, held_out: bool) -> list[Task]:
+    made = programs(count, seed, held_out=held_out)
+    return [Task(f"{one.shape}-{one.seed}", one.shape, one.text) for one in made]
+
+
+def _evolve(args: argparse.Namespace) -> int:
+    tests: dict[str, list[Task]] = {"unseen": _generated(args.tests, args.seed + 1, held_out=True)}
+    if args.data is not None:
+        tests[args.data.stem] = _tasks(args.data, 0, args.seed)
+    found = evolve(
+        _generated(args.programs, args.seed, held_out=False), tests, args.out, rounds=args.rounds,
+        samples=args.samples, first=args.first, edition=args.edition, seed=args.seed,
+        limits=Limits(workers=args.workers), progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    for done in found.rounds:
+        for name, table in done.tables.items():
+            print(f"round {done.number}, {name}: {describe(table)}; {done.proofs} proofs, {done.repairs} repairs")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    tasks = _tasks(args.data, args.tests, args.seed)
+    limits = Limits(workers=args.workers)
+    policy = Policy.load(args.model)
+    table = accuracy(tasks, policy, k=args.k, edition=args.edition, seed=args.seed, limits=limits)
+    rows = [("total", table.total), *table.by_source.items()]
+    for name, columns in rows:
+        for column, share in columns.items():
+            low, high = share.interval
+            print(
+                f"{name:16} {column:10} {share.solved:4} of {share.total:4} {share.value:6.1f} %  {low:.1f}-{high:.1f}"
+            )
+    for column, share in table.total.items():
+        print(f"{column}: {share.draws} programs verified")
     return 0
 
 

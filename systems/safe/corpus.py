@@ -325,10 +325,12 @@ def _fill_then_add(pen: _Pen) -> str:
     value = max(1, pen.constant % 10)
     turn = pen.step.format(**pen.names)
     i = pen.names["i"]
+    filled = pen.all("0", "size", f"{pen.elements(v)} == {value}")
     return pen.write(
         f"fn <<fn>>(<<v>>: &mut Vec<i32>, <<s>>: &mut Vec<i32>, size: usize)\n    requires\n"
         f"        old({v}).len() == size,\n"
         f"        old({s}).len() == 1,\n        size < 1000,\n    ensures\n        {s}[0] == {value} * size,\n"
+        f"        {s}.len() == 1,\n        {v}.len() == size,\n        {filled},\n"
         f"{{\n    {s}.set(0, 0);\n"
         f"    let mut {i}: usize = 0;\n    while {i} < size\n    {{\n        {v}.set({i}, {value});\n"
         f"        {turn}\n    }}\n    {i} = 0;\n"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 
 from systems.safe.gate import gate
 from systems.safe.policy import Example, Menu, Policy, complaint, menu, record, train, written
-from systems.safe.prove import prove_many, smallest
+from systems.safe.prove import inductive, prove_many, smallest
 from systems.safe.sketch import Candidate
 from systems.safe.syntax import SafeError
 from systems.safe.verifier import Diagnostic, Limits, verify_many
@@ -143,7 +143,7 @@ class Verdicts:
 def menus(tasks: Sequence[Task], *, edition: str = "current", workers: int = 2, seed: int = 0) -> dict[str, Menu]:
     """The candidates of each task by its name. Tasks that cannot be read, or have nothing to propose, are left out."""
     work = partial(_menu, edition=edition, seed=seed)
-    if workers <= 1:
+    if workers <= 1 or len(tasks) <= 1:
         made = list(map(work, tasks))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -173,6 +173,10 @@ class _Draw:
     verdict: Verdict = Verdict(False)
 
 
+def _sample(policy: Policy, shown: Menu, task: str, name: str, seed: int) -> _Draw:
+    return _Draw(name, task, policy.draw(shown, temperature=TEMPERATURE, seed=seed))
+
+
 def _judge(shown: dict[str, Menu], draws: Iterable[_Draw], verdicts: Verdicts) -> list[_Draw]:
     waiting = list(draws)
     texts = [written(shown[draw.task], draw.chosen).text for draw in waiting]
@@ -198,10 +202,11 @@ def _repair(policy: Policy, shown: dict[str, Menu], draw: _Draw, step: int, temp
 
 def accuracy(
     tasks: Sequence[Task], policy: Policy, *, k: Sequence[int] = (1, 10), debug: bool = True, edition: str = "current",
-    seed: int = 0, limits: Limits = Limits(), shown: dict[str, Menu] | None = None, path: Path | None = None,
+    seed: int = 0, limits: Limits | None = None, shown: dict[str, Menu] | None = None, path: Path | None = None,
 ) -> AccuracyTable:  # fmt: skip
     """Accuracy@1 is greedy. Accuracy@k counts a task if one of k draws at temperature 0.7 is right; with debugging each
     failed draw is repaired k times, k + k^2 draws in all. `draws` in the table counts the verified programs."""
+    limits = limits or Limits()
     shown = shown if shown is not None else menus(tasks, edition=edition, workers=limits.workers)
     verdicts = Verdicts(edition, limits, path)
     names = [task.name for task in tasks if task.name in shown]
@@ -221,9 +226,10 @@ def accuracy(
         while spent < many:
             spent += 1
             fresh = [
-                _Draw(f"{name}/{spent}", name, policy.draw(shown[name], temperature=TEMPERATURE, seed=_entropy(seed, name, spent)))
-                for name in names if name not in solved
-            ]  # fmt: skip
+                _sample(policy, shown[name], name, f"{name}/{spent}", _entropy(seed, name, spent))
+                for name in names
+                if name not in solved
+            ]
             drawn += _judge(shown, fresh, verdicts)
             solved |= {draw.task for draw in fresh if draw.verdict.ok}
         columns[f"@{many}"], cost[f"@{many}"] = set(solved), verdicts.asked - start
@@ -282,20 +288,22 @@ class Evolution:
 
 
 def evolve(
-    programs: Sequence[Task], tests: dict[str, Sequence[Task]], out: Path, *, rounds: int = 2, samples: int = 6,
-    first: float = 0.125, edition: str = "current", seed: int = 0, limits: Limits = Limits(),
-    progress: Callable[[str], None] = lambda line: None, k: Sequence[int] = (1,),
+    programs: Sequence[Task], tests: Mapping[str, Sequence[Task]], out: Path, *, rounds: int = 2, samples: int = 6,
+    first: float = 0.125, edition: str = "current", seed: int = 0, limits: Limits | None = None,
+    progress: Callable[[str], None] = lambda line: None, k: Sequence[int] = (1,), least_steps: int = 800,
 ) -> Evolution:  # fmt: skip
     """Round 0: search proves the `first` part of the programs and a policy is trained on that. Each later round: the
     policy draws `samples` proofs for every unsolved program and 2 for solved ones, the verifier sorts them, and a new
     policy is trained from scratch on all right proofs and repairs. Each round is a folder in `out`; finished ones are
     read, not run again."""
+    limits = limits or Limits()
     out.mkdir(parents=True, exist_ok=True)
     progress(f"reading {len(programs)} programs")
     shown = menus(programs, edition=edition, workers=limits.workers)
     tested = {name: menus(tasks, edition=edition, workers=limits.workers) for name, tasks in tests.items()}
     proofs: dict[str, list[frozenset[int]]] = {}
-    repairs: list[Example] = []
+    harmless: dict[str, frozenset[int]] = {}
+    repairs: list[tuple[str, Example]] = []
     made: list[Round] = []
     policy = Policy(seed)
     for number in range(rounds + 1):
@@ -311,8 +319,12 @@ def evolve(
             progress(f"round {number}: {len(draws)} draws, {sum(draw.verdict.ok for draw in draws)} right")
             _keep(shown, draws, proofs, edition)
             repairs += _triples(shown, draws, proofs)
-        examples = [Example(shown[name], right) for name, found in proofs.items() for right in found]
-        policy = train([*examples, *repairs], seed=seed)
+        _label(shown, proofs, harmless, edition, limits)
+        examples = [
+            Example(shown[name], right, harmless[name] - right) for name, found in proofs.items() for right in found
+        ]
+        fixes = [replace(one, harmless=harmless[name] - one.right) for name, one in repairs]
+        policy = train([*examples, *fixes], seed=seed, least_steps=least_steps)
         policy.save(folder / "model.npz")
         tables = {
             name: accuracy(tasks, policy, k=k, edition=edition, seed=seed, limits=limits, shown=tested[name],
@@ -357,6 +369,25 @@ def _searched(
             proofs.setdefault(task.name, []).append(right)
 
 
+def _label(
+    shown: dict[str, Menu], proofs: dict[str, list[frozenset[int]]], harmless: dict[str, frozenset[int]],
+    edition: str, limits: Limits,
+) -> None:  # fmt: skip
+    """For programs with a proof: which of their other candidates hold too."""
+    new = [name for name in proofs if name not in harmless]
+    if limits.workers <= 1 or len(new) <= 1:
+        harmless.update({name: _held(shown[name], edition=edition) for name in new})
+        return
+    with ProcessPoolExecutor(limits.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        held = pool.map(partial(_held, edition=edition), [shown[name] for name in new])
+        harmless.update(zip(new, held, strict=True))
+
+
+def _held(shown: Menu, *, edition: str) -> frozenset[int]:
+    held = set(inductive(shown.task, shown.candidates, edition=edition))
+    return frozenset(number for number, one in enumerate(shown.candidates) if one in held)
+
+
 def _numbers(shown: Menu, places: set[tuple[str, int, str]]) -> frozenset[int]:
     return frozenset(
         number for number, one in enumerate(shown.candidates)
@@ -372,9 +403,10 @@ def _drawn(
     draws = []
     for name, one in shown.items():
         draws.append(_Draw(f"{name}/greedy", name, policy.draw(one)))
-        for turn in range(2 if name in proofs else samples):
-            draw_seed = _entropy(seed, number, name, turn)
-            draws.append(_Draw(f"{name}/{turn}", name, policy.draw(one, temperature=TEMPERATURE, seed=draw_seed)))
+        draws += [
+            _sample(policy, one, name, f"{name}/{turn}", _entropy(seed, number, name, turn))
+            for turn in range(2 if name in proofs else samples)
+        ]
     _judge(shown, draws, verdicts)
     failed = [draw for draw in draws if not draw.verdict.ok]
     return [*draws, *_judge(shown, [_repair(policy, shown, draw, 1, TEMPERATURE, seed) for draw in failed], verdicts)]
@@ -396,9 +428,11 @@ def _keep(
             proofs.setdefault(draw.task, []).append(_numbers(one, places))
 
 
-def _triples(shown: dict[str, Menu], draws: Sequence[_Draw], proofs: dict[str, list[frozenset[int]]]) -> list[Example]:
-    """(wrong, what the verifier said, nearest right) of failed draws."""
-    found: list[Example] = []
+def _triples(
+    shown: dict[str, Menu], draws: Sequence[_Draw], proofs: dict[str, list[frozenset[int]]]
+) -> list[tuple[str, Example]]:
+    """(wrong, what the verifier said, nearest right) of failed draws, by task."""
+    found: list[tuple[str, Example]] = []
     count: dict[str, int] = {}
     for draw in draws:
         known = proofs.get(draw.task)
@@ -406,7 +440,8 @@ def _triples(shown: dict[str, Menu], draws: Sequence[_Draw], proofs: dict[str, l
             continue
         count[draw.task] = count.get(draw.task, 0) + 1
         nearest = min(known, key=lambda right: (len(right ^ draw.chosen), sorted(right)))
-        found.append(Example(shown[draw.task], nearest, _extra(shown[draw.task], draw)))
+        one = shown[draw.task]
+        found.append((draw.task, Example(one, nearest, extra=_extra(one, draw))))
     return found
 
 

@@ -71,6 +71,9 @@ class Interpreter:
             return Run(entry, dict(entry), tuple(self._heads), str(fault))
         except (Abandoned, Unknown, RecursionError):
             return None
+        for param in signature.params:
+            if not (isinstance(param.type, Ty) and param.type.name == "&mut"):
+                env[param.unique] = entry[param.unique]
         env[signature.result_local.unique] = result
         return Run(entry, env, tuple(self._heads))
 
@@ -144,7 +147,10 @@ class Interpreter:
                 return self.field(expr, env)
             case s.ListLiteral():
                 items = [self.value(item, env) for item in expr.items]
-                return tuple(items) if expr.repeat is None else tuple(items) * self.value(expr.repeat, env)
+                count = self.value(expr.repeat, env) if expr.repeat is not None else 1
+                if count > STEPS:
+                    raise Abandoned("a long list")
+                return tuple(items) * count
             case s.Return():
                 raise _Leave("return", self.value(expr.value, env) if expr.value is not None else ())
             case s.Break() | s.Continue():
@@ -396,6 +402,7 @@ class Inputs:
         self.interpreter = interpreter
         self.random = random.Random(seed)
         literals = [value for value in constants(interpreter.typing.program) if value < 2**16]
+        self.near: list[int] = [0]
         self.pool = sorted({near for value in literals for near in (value - 1, value, value + 1)} | set(range(-3, 8)))
 
     def integer(self, kind: str, size: int) -> int:
@@ -403,7 +410,9 @@ class Inputs:
         draw = self.random.random()
         if draw < 0.3:
             value = size
-        elif draw < 0.6:
+        elif draw < 0.45:
+            value = self.random.choice(self.near)
+        elif draw < 0.65:
             value = self.random.randint(-3, 7)
         elif draw < 0.97:
             value = self.random.choice(self.pool)
@@ -411,13 +420,13 @@ class Inputs:
             value = self.random.choice((low, high))
         return min(max(value, low), high)
 
-    def element(self, kind: Ty, near: list[int]) -> Value:
+    def element(self, kind: Ty) -> Value:
         if kind.name in LISTS:
-            return tuple(self.element(kind.args[0], near) for _ in range(self.random.randint(0, 3)))  # type: ignore[arg-type]
+            return tuple(self.element(kind.args[0]) for _ in range(self.random.randint(0, 3)))  # type: ignore[arg-type]
         bounds = integer_range(kind.name)
         if bounds is None:
             return self.value(kind, 2)
-        value = self.random.choice(near) if self.random.random() < 0.7 else self.random.choice(self.pool)
+        value = self.random.choice(self.near if self.random.random() < 0.75 else self.pool)
         return min(max(value, bounds[0]), bounds[1])
 
     def value(self, kind: Ty, size: int) -> Value:
@@ -427,8 +436,7 @@ class Inputs:
                 return self.random.random() < 0.5
             case "Vec" | "slice" | "array" | "String" | "str":
                 length = size if self.random.random() < 0.75 else self.random.randint(0, 6)
-                near = [self.random.choice(self.pool) for _ in range(2)]
-                items = [self.element(args[0] if args else Ty("u8"), near) for _ in range(length)]
+                items = [self.element(args[0] if args else Ty("u8")) for _ in range(length)]
                 if self.random.random() < 0.3 and items and isinstance(items[0], int):
                     items.sort()
                 return tuple(items)
@@ -442,6 +450,7 @@ class Inputs:
 
     def arguments(self, signature: Signature) -> list[Value]:
         size = self.random.choice((0, 1, 2, 3, 4, 5, 6))
+        self.near = [self.random.choice(self.pool) for _ in range(self.random.choice((1, 2, 3)))]
         return [self.value(_kind(param), size) for param in signature.params]
 
     def runs(self, signature: Signature, count: int) -> Iterator[Run]:

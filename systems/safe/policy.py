@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from systems.safe import syntax as s
 from systems.safe.check import check
 from systems.safe.contexts import Scope, scopes
 from systems.safe.parser import parse
@@ -33,39 +35,16 @@ BUCKETS = 4096
 WIDTH = 24
 MOST_CLAUSES = 12
 """Clauses of one loop in a draw."""
+_RIGHT, _HARMLESS = 3.0, 0.1
+"""Weights in training, where a candidate that does not hold has 1: a proof fails for one that is missing."""
 _WORD = re.compile(r"[A-Za-z_]\w*|\d+|==>|=~=|<=|>=|==|!=|&&|\|\||[^\s\w]")
 _KEPT = frozenset(
-    [
-        "forall",
-        "exists",
-        "int",
-        "nat",
-        "as",
-        "len",
-        "old",
-        "subrange",
-        "take",
-        "filter",
-        "contains",
-        "drop_last",
-        "push",
-        "add",
-        "reverse",
-        "assert",
-        "reveal",
-        "Seq",
-        "update",
-        "proof",
-        "fn",
-        "requires",
-        "ensures",
-        "decreases",
-        "true",
-        "false",
-        "MIN",
-        "MAX",
-    ]
-)
+    (
+        "forall", "exists", "int", "nat", "as", "len", "old", "subrange", "take", "filter", "contains", "drop_last",
+        "push", "add", "reverse", "assert", "reveal", "Seq", "update", "proof", "fn", "requires", "ensures",
+        "decreases", "true", "false", "MIN", "MAX",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,8 @@ class Example:
 
     menu: Menu
     right: frozenset[int]
+    harmless: frozenset[int] = frozenset()
+    """Candidates outside the proof that hold as well: to draw them is no mistake that counts."""
     extra: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Further features of candidates: whether they were in the attempt, whether they failed, and what else did."""
 
@@ -107,7 +88,20 @@ def menu(task: str, *, edition: str = "current", seed: int = 0) -> Menu:
             around.update(bucket(f"goal {gram}") for gram in _grams(shape))
     around.add(bucket(f"loops {len(found)}"))
     own = []
-    for one in sketch.candidates:
+    known = {
+        word: [_pieces(task[clause.span.start : clause.span.end]) for clause in clauses]
+        for word, clauses in (
+            ("goal", [clause for f in typing.functions.values() for clause in f.fn.ensures]),
+            ("given", [clause for f in typing.functions.values() for clause in f.fn.requires]),
+            ("condition", [s_.loop.condition for s_ in found if isinstance(s_.loop, s.While) and s_.loop.condition]),
+        )
+    }
+    near = {word: [_nearest(one.text, clauses) for one in sketch.candidates] for word, clauses in known.items()}
+    best: dict[tuple[int, str], float] = {}
+    for one, close in zip(sketch.candidates, near["goal"], strict=True):
+        key = (one.place.offset, one.place.kind)
+        best[key] = max(best.get(key, 0.0), close)
+    for place, one in enumerate(sketch.candidates):
         number, scope_ = by_place.get(one.place.offset, (-1, _around(found, one.place.offset)))
         shape = _shape(one.text, scope_)
         names = [one.place.kind, one.why, " ".join(shape), *_grams(shape)]
@@ -117,10 +111,30 @@ def menu(task: str, *, edition: str = "current", seed: int = 0) -> Menu:
             inside = _shape(task[scope_.loop.span.start : scope_.loop.span.end], scope_)
             shared = set(_grams(inside)) & set(_grams(shape))
             names += [f"shared {gram}" for gram in sorted(shared)]
+        for word, values in near.items():
+            level = int(10 * values[place])
+            names += [f"near {word} {level}", f"near {word} {level} {one.why}"]
+        closest = near["goal"][place] >= 0.999 * best[one.place.offset, one.place.kind]
+        names += [f"closest {closest} {one.why}", f"closest {closest}", f"length {min(12, len(shape) // 4)}"]
+        if scope_ is not None and scope_.counters:
+            ends = [f"< {scope_.counters[0]} " in one.text or f"< {scope_.counters[0]})" in one.text]
+            names.append(f"so far {ends} closest {closest}")
         goals = {_spaced(task[c.span.start : c.span.end]) for f in typing.functions.values() for c in f.fn.requires}
         names.append(f"required {_spaced(one.text) in goals}")
         own.append(tuple(sorted({bucket(name) for name in names})))
     return Menu(task, sketch.candidates, tuple(own), tuple(sorted(around)))
+
+
+def _pieces(text: str) -> frozenset[str]:
+    """Words of a text with their neighbours, names as they are."""
+    words = [word for word in _WORD.findall(text) if word not in "()#[]"]
+    return frozenset((*words, *(f"{a} {b}" for a, b in pairwise(words))))
+
+
+def _nearest(text: str, clauses: Sequence[frozenset[str]]) -> float:
+    """The greatest share of pieces that the text has in common with a clause, from 0 to 1."""
+    mine = _pieces(text)
+    return max((len(mine & other) / len(mine | other) for other in clauses), default=0.0)
 
 
 def _spaced(text: str) -> str:
@@ -214,7 +228,7 @@ class Policy:
         """How many numbers it has."""
         return sum(weight.numel() for weight in self.weights.values())
 
-    def logits(self, own: Sequence[Sequence[int]], around: Sequence[Sequence[int]]) -> torch.Tensor:
+    def logits(self, own: Sequence[tuple[int, ...]], around: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """(rows,) scores of candidates by their own features and those of their tasks."""
         import torch
 
@@ -223,15 +237,18 @@ class Policy:
         hidden = torch.relu(hidden @ self.weights["second"] + self.weights["second_bias"])
         return (hidden @ self.weights["last"] + self.weights["last_bias"]).squeeze(1)
 
-    def _pooled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _pooled(self, given: Sequence[tuple[int, ...]]) -> torch.Tensor:
         import torch
 
+        rows = list(dict.fromkeys(given))
+        numbers = {row: number for number, row in enumerate(rows)}
+        places = torch.tensor([numbers[row] for row in given], dtype=torch.long)
         flat = torch.tensor([feature for row in rows for feature in row], dtype=torch.long)
         ends = np.cumsum([0, *(len(row) for row in rows[:-1])])
         offsets = torch.from_numpy(ends.astype(np.int64))
         scale = torch.tensor([max(1, len(row)) ** 0.5 for row in rows])
         summed = torch.nn.functional.embedding_bag(flat, self.weights["table"], offsets, mode="sum")
-        return summed / scale[:, None]
+        return (summed / scale[:, None])[places]
 
     def scores(self, shown: Menu, extra: dict[int, tuple[int, ...]] | None = None) -> np.ndarray:
         """(candidates,) logits."""
@@ -269,7 +286,8 @@ class Policy:
     def save(self, path: Path) -> None:
         """Write the weights whole: numpy's format, no code in it."""
         part = path.with_name(f"{path.name}.part.npz")
-        np.savez(part, **{name: weight.detach().numpy() for name, weight in self.weights.items()})
+        values: dict[str, Any] = {name: weight.detach().numpy() for name, weight in self.weights.items()}
+        np.savez(part, **values)
         part.replace(path)
 
     @classmethod
@@ -285,7 +303,7 @@ class Policy:
                     if values.shape != weight.shape:
                         raise SafeError(f"{path}: `{name}` has shape {tuple(values.shape)}, not {tuple(weight.shape)}")
                     made.weights[name] = values
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise SafeError(f"{path} is not a saved policy: {error}") from error
         return made
 
@@ -296,42 +314,52 @@ def written(shown: Menu, chosen: Iterable[int]) -> Sketch:
     return write(shown.task, [*kept, *(one for one in shown.candidates if one.place.kind == "decreases")])
 
 
-def train(examples: Sequence[Example], *, epochs: int = 8, seed: int = 0, batch: int = 512) -> Policy:
-    """A policy trained from scratch: candidates of right proofs against the others, by binary cross-entropy. The same
-    examples and seed give the same weights."""
+def train(
+    examples: Sequence[Example],
+    *,
+    epochs: int = 5,
+    least_steps: int = 800,
+    seed: int = 0,
+    batch: int = 256,
+    forget: float = 0.4,
+) -> Policy:
+    """A policy trained from scratch: candidates of right proofs against the others, by binary cross-entropy, for
+    `epochs` or `least_steps`, whichever is more, each time with a share
+    `forget` of the features left out, so that none is relied on alone. The same examples and seed give the same weights."""
     import torch
 
     policy = Policy(seed)
-    rows: list[tuple[tuple[int, ...], tuple[int, ...], float]] = []
+    rows: list[tuple[tuple[int, ...], tuple[int, ...], float, float]] = []
     for example in examples:
         for number, own in enumerate(example.menu.own):
             if example.menu.candidates[number].place.kind != "decreases":
                 features = (*own, *example.extra.get(number, ()))
-                rows.append((features, example.menu.around, float(number in example.right)))
+                label = float(number in example.right)
+                counts = _RIGHT if label else _HARMLESS if number in example.harmless else 1.0
+                rows.append((features, example.menu.around, label, counts))
     if not rows:
         return policy
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for weight in policy.weights.values():
         weight.requires_grad_(True)
-    positive = sum(label for _, _, label in rows)
-    weight_of_right = torch.tensor(min(4.0, max(1.0, (len(rows) - positive) / max(1.0, positive) / 6)))
     optimizer = torch.optim.Adam(policy.weights.values(), lr=4e-3)
     order = random.Random(seed)
+    epochs = max(epochs, -(-least_steps // -(-len(rows) // batch)))
     for epoch in range(epochs):
         order.shuffle(rows)
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * (1 - epoch / epochs)
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            logits = policy.logits([own for own, _, _ in part], [around for _, around, _ in part])
-            labels = torch.tensor([label for _, _, label in part])
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight_of_right)
+            own = [tuple(one for one in row[0] if order.random() >= forget) for row in part]
+            logits = policy.logits(own, [row[1] for row in part])
+            labels, weights = torch.tensor([row[2] for row in part]), torch.tensor([row[3] for row in part])
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, weights)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
-    for name, weight in policy.weights.items():
-        policy.weights[name] = weight.detach()
+    policy.weights = {name: trained.detach() for name, trained in policy.weights.items()}
     torch.set_num_threads(threads)
     return policy
 

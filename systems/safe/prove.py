@@ -24,9 +24,9 @@ from systems.safe.syntax import ProgramProblem, SafeError
 from systems.safe.types import Typing
 from systems.safe.verifier import EDITIONS, Limits, Report, verify
 
-RUNS = 24
+RUNS = 40
 """Runs of each function that candidates have to survive."""
-_MOST_STATES = 60
+_MOST_STATES = 80
 _EXPLORING = 3_000_000
 """Resource units for an obligation while candidates are sorted; the proof itself gets the caller's limits."""
 
@@ -131,6 +131,13 @@ def proposals(task: str, *, edition: str = "current", seed: int = 0) -> Sketch:
     typing = check(parse(task), edition)
     pool += [one for signature in typing.functions.values() for one in hints(context(task, typing, signature))]
     return translated(task, pool, edition).sketch
+
+
+def inductive(task: str, candidates: Sequence[Candidate], *, edition: str = "current") -> list[Candidate]:
+    """The greatest part of the candidates that proves itself, whether or not it proves the task."""
+    program = translated(task, candidates, edition)
+    held, _ = Solver(program, _EXPLORING).greatest(set(range(len(program.sketch.candidates))), stop=False)
+    return [program.sketch.candidates[number] for number in sorted(held)]
 
 
 def smallest(task: str, added: Sequence[Candidate], *, edition: str = "current") -> list[Candidate] | None:

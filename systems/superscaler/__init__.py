@@ -5,8 +5,8 @@
     graph = capture(model, (tokens, labels))
     plan = plans.megatron(graph, dp=1, tp=2, pp=2, microbatches=4).build()
 
-A captured model is split by `op_trans`, placed by `op_assign` and ordered by `op_order`; communication follows from what
-each part holds and needs, and every built program is verified before it runs.
+A captured model is split by `op_trans`, placed by `op_assign` and ordered by `op_order`; communication follows from
+what each part holds and needs, and every built program is verified before it runs.
 """
 
 from systems.superscaler import models, plans

@@ -193,10 +193,7 @@ def bind(
         return tuple(found)
 
     shapes = [*inputs, *outputs]
-    tensors = [
-        expand(d, s)
-        for d, s in zip([*pattern.inputs[: len(inputs)], *pattern.outputs], shapes, strict=True)
-    ]
+    tensors = [expand(d, s) for d, s in zip([*pattern.inputs[: len(inputs)], *pattern.outputs], shapes, strict=True)]
     for _ in range(2):  # a factor may be known only from a later tensor
         for dims, shape in zip(tensors, shapes, strict=True):
             for dim, n in zip(dims or (), shape or (), strict=True):
@@ -212,7 +209,7 @@ def bind(
     out = {name for dims in tensors[len(inputs) :] for dim in dims or () for name in dim}
     frozen = {n for n in names if marks.get(n) == "^"}
     contracted = {n for n in names if marks.get(n) == "+"}
-    lost = {n for n in names - out - contracted}  # neither in the output nor summed: cutting it would lose it
+    lost = names - out - contracted  # neither in the output nor summed: cutting it would lose it
     return Annotation(
         pattern.text,
         tuple(tensors[: len(inputs)]),

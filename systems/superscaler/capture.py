@@ -30,7 +30,11 @@ CASTS = {"to.dtype", "to.dtype_layout", "_to_copy.default", "to.device"}
 
 
 def capture(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, batched: Sequence[int] | None = None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batched: Sequence[int] | None = None,
 ) -> Graph:
     """The graph of `model(*args, **kwargs)`, which returns a scalar loss (or a tuple that begins with one).
 
@@ -163,8 +167,10 @@ class Builder:
         return tuple(self.fetch(a, values) for a in node.args), keywords
 
     def inline(self, node: Any, values: dict[Any, Any], grad: bool, text: str) -> Any:
-        offset = 1 if "set_grad_enabled" in text else next(
-            i for i, a in enumerate(node.args) if hasattr(a, "op") and a.op == "get_attr"
+        offset = (
+            1
+            if "set_grad_enabled" in text
+            else next(i for i, a in enumerate(node.args) if hasattr(a, "op") and a.op == "get_attr")
         )
         inner = getattr(node.graph.owning_module, node.args[offset].target)
         holders = [n for n in inner.graph.nodes if n.op == "placeholder"]
@@ -397,7 +403,8 @@ class Builder:
             t = tensors[self.users[i]]
             if t.shape and t.shape[0] == samples:
                 tensors[t.id] = _with(t, batch=(0, 1))
-        found, depends = [], {t.id for t in tensors if t.kind == "param"}
+        found: list[Op] = []
+        depends = {t.id for t in tensors if t.kind == "param"}
         summed: set[int] = set()
         copies: dict[int, int] = {}
         for op in ops:
@@ -418,7 +425,7 @@ class Builder:
         return Graph(tuple(tensors), tuple(labelled), tuple(self.users), self.loss, samples, constants)
 
     def early(self, v: VTensor, found: list[Op], tensors: list[PTensor], copies: dict[int, int]) -> VTensor:
-        """A tensor for an operator of the prologue: computed there too, though micro-batches compute their part of it."""
+        """A tensor for an operator of the prologue: computed there too, if by micro-batches also."""
         made = next((op for op in found if op.output == v.tensor), None)
         if made is None or made.prologue:
             return v
@@ -498,7 +505,9 @@ def follow_batch(op: Op, tensors: Sequence[PTensor]) -> tuple[Op, PTensor]:
         return _with(op, blocked=blocked, annotation=_without_b(op.annotation)), output
     ((name, unit),) = names.items()
     if name not in op.annotation.divisible:
-        return _with(op, blocked=f"{name} may not be cut in {op.annotation}", annotation=_without_b(op.annotation)), output
+        return _with(
+            op, blocked=f"{name} may not be cut in {op.annotation}", annotation=_without_b(op.annotation)
+        ), output
     annotation = op.annotation.renamed(name, "b")
     annotation = _with(annotation, units={**annotation.units, "b": unit})
     dims = annotation.outputs[0]
@@ -587,4 +596,3 @@ def chains(graph: Graph) -> Iterator[tuple[int, list[Op]]]:
         run.append(op)
     if run and label is not None:
         yield label, run
-

@@ -1,7 +1,7 @@
 """One rank's program, run on real tensors; communication is left to whoever drives it.
 
-`Rank.run` is a generator: it yields `(instruction, tensors to give)` at every communication and is sent the tensors that
-arrive. So the same executor runs on torch.distributed (`runtime`) and with all ranks in one process (`inmemory`).
+`Rank.run` is a generator: it yields `(instruction, tensors to give)` at every communication and is sent the tensors
+that arrive. So the same executor runs on torch.distributed (`runtime`) and with all ranks in one process (`inmemory`).
 """
 
 from __future__ import annotations
@@ -204,8 +204,9 @@ class Rank:
         wanted = [leaf for leaf in work.leaves if leaf.grad is not None]
         for leaf, value, grad in zip(wanted, leaves, found, strict=True):
             new = torch.zeros_like(value) if grad is None else grad
-            known = self.held.get(leaf.grad) if self.plan.buffers[leaf.grad].kind == "weight_grad" else None
-            self.held[leaf.grad] = new if known is None else known + new
+            number = leaf.grad if leaf.grad is not None else -1
+            known = self.held.get(number) if self.plan.buffers[number].kind == "weight_grad" else None
+            self.held[number] = new if known is None else known + new
 
     def hooks(self, work: Work, gathered: Mapping[int, int]) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
         """Keep no gathered parameter for backward, only which one it was: backward gathers it again."""

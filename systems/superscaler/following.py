@@ -55,8 +55,8 @@ def _chain(graph: Graph, start: Op, name: str, parts: int) -> dict[int, str] | N
         if names is None or len(names) != 1:
             # What cannot be followed must be gathered: only worth it if it is little of what was cut.
             small = min(small, max(graph.tensors[v.tensor].elements for v in op.inputs if v.tensor in cut))
-            if 4 * max(graph.tensors[v.tensor].elements for v in op.inputs if v.tensor in cut) > start_size and not (
-                op.target == "aten.amax.default"
+            if 4 * max(graph.tensors[v.tensor].elements for v in op.inputs if v.tensor in cut) > start_size and (
+                op.target != "aten.amax.default"
             ):
                 return None
             continue

@@ -64,9 +64,7 @@ class InMemory:
     def _complete(self, rank: int, waiting: Mapping[int, tuple[Instruction, Given]]) -> bool:
         instruction = waiting[rank][0]
         task = instruction.task  # type: ignore[union-attr]
-        return all(
-            r in waiting and getattr(waiting[r][0], "task", None) == task for r in _group(rank, instruction)
-        )
+        return all(r in waiting and getattr(waiting[r][0], "task", None) == task for r in _group(rank, instruction))
 
     def parameters(self) -> dict[str, Tensor]:
         """Whole parameters by name, put together from all ranks."""
@@ -152,7 +150,7 @@ def exchange(met: Mapping[int, tuple[Instruction, Given]], plan: Plan) -> dict[i
         return {r: [sum_of([g[k] for g in given])] for k, r in enumerate(group)}
     if first.kind == "all_to_all":
         return {r: [g[k] for g in given] for k, r in enumerate(group)}
-    return dict.fromkeys(group, [g[0] for g in given])
+    return {r: [g[0] for g in given] for r in group}
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:

@@ -208,9 +208,7 @@ class _Graph:
             for j, radix in enumerate(own):
                 self.names.append((k, j))
                 radices.append(radix)
-        choices = [
-            [R, V, *(FIRST_SLOT + i for i, radix in enumerate(radices) if radix == digit)] for digit in mesh
-        ]
+        choices = [[R, V, *(FIRST_SLOT + i for i, radix in enumerate(radices) if radix == digit)] for digit in mesh]
         rows = np.array(np.meshgrid(*choices, indexing="ij"), dtype=np.int16).reshape(len(mesh), -1).T
         keep = np.ones(len(rows), bool)
         for i, j in itertools.combinations(range(len(mesh)), 2):
@@ -222,9 +220,8 @@ class _Graph:
         self.order = np.argsort(self.keys)
         self.weights = weights
         self.sorted_roles = np.sort(self.rows, axis=1)
-        radix = np.array(mesh, dtype=np.int64)
-        self.radix = radix
-        self.pieces = np.where(self.rows >= FIRST_SLOT, radix, 1).prod(1).astype(np.float64)
+        self.radix = np.array(mesh, dtype=np.int64)
+        self.pieces = np.where(self.rows >= FIRST_SLOT, self.radix, 1).prod(1).astype(np.float64)
 
     def index(self, roles: Sequence[str | tuple[int, int]]) -> int:
         codes = np.array([self.names.index(role) for role in roles], dtype=np.int64)
@@ -332,9 +329,7 @@ def path(
     function = None if cost == "elements" else cost
     total = float(prod(shape))
     if len(graph.rows) <= MOST_STATES:
-        _, before = (
-            _shortest(src.mesh, src.slots, a) if function is None else _dijkstra(graph, a, total, function)
-        )
+        _, before = _shortest(src.mesh, src.slots, a) if function is None else _dijkstra(graph, a, total, function)
         states = [b]
         while states[-1] != a:
             previous = int(before[states[-1]])
@@ -361,9 +356,7 @@ def _move(graph: _Graph, a: int, b: int, total: float, cost: CostFunction | None
     return Move(kind, digits, graph.layout(a), graph.layout(b), sent, sent if cost is None else cost(kind, size, x))
 
 
-def _search(
-    graph: _Graph, a: int, b: int, total: float, cost: CostFunction | None, seconds: float
-) -> Path:
+def _search(graph: _Graph, a: int, b: int, total: float, cost: CostFunction | None, seconds: float) -> Path:
     """A* over rows that are made when visited. The bound is the least estimate left when time is up."""
     import time
 
@@ -458,9 +451,7 @@ def _split_digit(layout: Layout, digit: int, first: int) -> Layout:
     else:
         k, j = role
         slots[k] = (*slots[k][:j], first, radix // first, *slots[k][j + 1 :])
-        roles = [
-            r if isinstance(r, str) or r[0] != k or r[1] <= j else (k, r[1] + 1) for r in roles
-        ]
+        roles = [r if isinstance(r, str) or r[0] != k or r[1] <= j else (k, r[1] + 1) for r in roles]
         roles[digit : digit + 1] = [(k, j), (k, j + 1)]
     return Layout(mesh, tuple(slots), tuple(roles))
 
@@ -480,9 +471,11 @@ def recognise(
     for k in range(dims):
         intervals = sorted({box[k] for box, _ in places})
         n = len(intervals)
-        if shape[k] == 0 or shape[k] % n or intervals != [
-            (i * shape[k] // n, (i + 1) * shape[k] // n) for i in range(n)
-        ]:
+        if (
+            shape[k] == 0
+            or shape[k] % n
+            or intervals != [(i * shape[k] // n, (i + 1) * shape[k] // n) for i in range(n)]
+        ):
             return None
         coordinates.append([intervals.index(box[k]) for box, _ in places])
         pieces.append(n)

@@ -2,7 +2,7 @@
 
 Parts of one level (no communication between them) form segments; producers and consumers of each tensor are joined by
 `Mover.move`, forward and backward apart, since a gradient's masks are not those of its tensor; tasks are ordered
-globally; parameters get their reductions and updates. A plan is an immutable record that can be printed, saved, verified,
+globally; parameters get their reductions and updates. A plan is an immutable record that can be printed, verified,
 simulated and run.
 """
 
@@ -287,6 +287,7 @@ class _Materializer:
     def _group(self, t: PTensor) -> None:
         """Consumers of a tensor whose gradients have the same masks on the same devices, since those add locally."""
         groups: dict[Hashable, list[tuple[Op, int]]] = {}
+        entries_of: dict[Hashable, list[Entry]] = {}
         samples = self.s.samples(0)
         for op, i in self.graph.consumers[t.id]:
             entries = []
@@ -296,6 +297,7 @@ class _Materializer:
             grad = t.grad and op.grad
             key: Hashable = tuple(sorted(set(entries))) if grad else None
             groups.setdefault(key, []).append((op, i))
+            entries_of[key] = entries
             self.group_of[op.id, i] = key
         self.groups[t.id] = groups
         producer = self.graph.producer.get(t.id)
@@ -303,10 +305,8 @@ class _Materializer:
             if key is None or producer is None:
                 self.easy[t.id, key] = True
                 continue
-            wanted = [
-                Piece(d, Mask(p.output(self._range(producer, samples)).box)) for p, d in self.placed[producer.id]
-            ]
-            held = [Piece(d, Mask(box, part)) for d, box, part in key]  # type: ignore[union-attr]
+            wanted = [Piece(d, Mask(p.output(self._range(producer, samples)).box)) for p, d in self.placed[producer.id]]
+            held = [Piece(d, Mask(box, part)) for d, box, part in entries_of[key]]
             self.easy[t.id, key] = covered_locally(held, wanted)
 
     def _range(self, op: Op, samples: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -394,7 +394,11 @@ class _Materializer:
             )
             if leaves:
                 self.values[op.output, mb] = [
-                    Piece(d, (m := p.output(samples)), self.mover.buffer(op.output, "value", mb, d, region_of(m.box), m.part))
+                    Piece(
+                        d,
+                        (m := p.output(samples)),
+                        self.mover.buffer(op.output, "value", mb, d, region_of(m.box), m.part),
+                    )
                     for p, d in self.placed[op.id]
                 ]
                 for piece, (p, _) in zip(self.values[op.output, mb], self.placed[op.id], strict=True):
@@ -424,8 +428,10 @@ class _Materializer:
                         own.append(need)
         for (t, source), pieces in wanted.items():
             known = self.delivered.setdefault((t, source), [])
+            # A leaf takes its place in whatever local value covers it: only what is not there has to be brought.
+            there = known + [v for v in self.values[t, source] if not v.mask.is_addend]
             new = [
-                p for p in pieces if not any(k.device == p.device and contains(k.mask.box, p.mask.box) for k in known)
+                p for p in pieces if not any(k.device == p.device and contains(k.mask.box, p.mask.box) for k in there)
             ]
             largest = [
                 p for p in new
@@ -435,9 +441,7 @@ class _Materializer:
             if not largest:
                 continue
             held = self.values[t, source] + [k for k in known if k not in self.values[t, source]]
-            made, events = self.mover.move(
-                held, largest, self.tensors[t].shape, (t, "value", source), self.cost
-            )
+            made, events = self.mover.move(held, largest, self.tensors[t].shape, (t, "value", source), self.cost)
             key = ("A", t, mb) if source == mb else ("A", t, source, mb)
             if events:
                 self.emit[key] = events
@@ -489,7 +493,9 @@ class _Materializer:
             for piece, (p, _) in zip(self.values.get((part.op.output, mb), []), self.placed[part.op.id], strict=False):
                 if p is part:
                     outputs.append(Output(slots["part", part.id], piece.buffer, None))
-        flops = sum(p.op.flops * p.output(samples).elements / max(self.tensors[p.op.output].elements, 1) for p, _ in members)
+        flops = sum(
+            p.op.flops * p.output(samples).elements / max(self.tensors[p.op.output].elements, 1) for p, _ in members
+        )
         work = Work(
             len(self.works), number, device, mb, tuple(calls), tuple(leaves), tuple(outputs),
             self.s.groups.get(members[0][0].op.id, -1) >= 0, flops,
@@ -518,9 +524,7 @@ class _Materializer:
             return Leaf(slot, buffer, _place(box, around), grad)
         source = self._source_microbatch(tensor, mb)
         held = self.values[tensor, source] + self.delivered.get((tensor, source), [])
-        near = next(
-            p for p in held if p.device == device and not p.mask.is_addend and contains(p.mask.box, box)
-        )
+        near = next(p for p in held if p.device == device and not p.mask.is_addend and contains(p.mask.box, box))
         grad = None
         if group is not None:
             grad = self.mover.buffer(tensor, "grad", mb, device, region_of(box), part)
@@ -618,7 +622,7 @@ class _Materializer:
         for key, events in self.emit.items():
             devices = sorted({d for event in events for d in event})
             assert isinstance(key, tuple)
-            tasks.add(key, devices, 1e-3, (1 if key[0] == "A" else 0, int(key[2]), 0))
+            tasks.add(key, devices, 1e-3, (-1, int(key[2]), 0), loose=True)
         for work in self.works.values():
             me: Hashable = ("F", work.segment, work.microbatch)
             for leaf in work.leaves:
@@ -681,7 +685,8 @@ class _Materializer:
             work = self.works[self.work_of[key[1], key[2]]]
             ops = [self.graph.ops[c.op] for c in work.calls]
             names = str(ops[0]) if len(ops) == 1 else f"{ops[0]} to {ops[-1]}"
-            return f"{'forward' if key[0] == 'F' else 'backward'} of {names}, micro-batch {work.microbatch}, device {work.device}"
+            way = "forward" if key[0] == "F" else "backward"
+            return f"{way} of {names}, micro-batch {work.microbatch}, device {work.device}"
         what = {"A": "moving", "G": "moving the gradient of", "P": "gathering"}[key[0]]
         devices = ", ".join(map(str, self.tasks.devices[key]))
         return f"{what} {self.tensors[key[1]].name}, micro-batch {key[2]}, devices {devices}"
@@ -731,9 +736,16 @@ class _Materializer:
         for work in self.works.values():
             for leaf in work.leaves:
                 if leaf.buffer in self.shards:
-                    t = self.mover.buffers[leaf.buffer].tensor
+                    tensor = self.mover.buffers[leaf.buffer].tensor
                     level = self.level[self.segments[work.segment][0][0].id]
-                    key = ("P", t, work.microbatch, tuple(d for d, _ in groups[leaf.buffer]), level, groups[leaf.buffer][0][1])
+                    key = (
+                        "P",
+                        tensor,
+                        work.microbatch,
+                        tuple(d for d, _ in groups[leaf.buffer]),
+                        level,
+                        groups[leaf.buffer][0][1],
+                    )
                     users.setdefault(key, []).append(work)
         for key, works in users.items():
             for direction in ("F", "B"):
@@ -751,7 +763,7 @@ class _Materializer:
                     full[device] = self.mover.buffer(key[1], "param", key[2], device, region)
                     event[device] = Flat("flat_all_gather", number, ranks, self.shards[buffer], full[device])
                 found[task] = [event]
-                self.tasks.add(task, ranks, 1e-3, (0 if direction == "B" else 1, int(key[2]), -1))
+                self.tasks.add(task, ranks, 1e-3, (-1, int(key[2]), -1), loose=True)
                 own = dict(holders)
                 for work in {w.id: w for w in chosen}.values():
                     pairs = self.gathered.setdefault((direction, work.id), [])
@@ -805,9 +817,9 @@ class _Materializer:
                         grad = self.mover.buffer(t.id, "weight_grad", 0, piece.device, region_of(piece.mask.box))
                         reductions.append([{piece.device: Assemble(tuple((b, None) for b in found), grad)}])
                     if shard is not None:
-                        own = self.mover.buffers[shard]
-                        cutting = self.mover.buffer(t.id, "weight_grad", 0, piece.device, own.region, flat=own.flat)
-                        reductions.append([{piece.device: Slice(grad, cutting, None, own.flat)}])
+                        like = self.mover.buffers[shard]
+                        cutting = self.mover.buffer(t.id, "weight_grad", 0, piece.device, like.region, flat=like.flat)
+                        reductions.append([{piece.device: Slice(grad, cutting, None, like.flat)}])
                         grad = cutting
                 if grad is None and t.grad:
                     shard = None
@@ -815,7 +827,15 @@ class _Materializer:
                     pairs.setdefault(piece.device, []).append((piece.buffer if shard is None else shard, grad))
                 group = tuple(d for d, _ in holders[piece.mask.box])
                 parameters.append(
-                    Parameter(t.id, piece.device, piece.mask.box, piece.buffer, grad, shard, group if shard is not None else ())
+                    Parameter(
+                        t.id,
+                        piece.device,
+                        piece.mask.box,
+                        piece.buffer,
+                        grad,
+                        shard,
+                        group if shard is not None else (),
+                    )
                 )
             if self.s.zero_stage in (1, 2):
                 for own_holders in holders.values():
@@ -935,4 +955,3 @@ class _Materializer:
 
 def _place(box: Box, around: Box) -> Any:
     return None if box == around else places(region_of(box), region_of(around))
-

@@ -94,7 +94,15 @@ class Gpt(nn.Module):
     """A decoder-only language model; loss over next tokens, label -100 ignored."""
 
     def __init__(
-        self, vocabulary: int, width: int, heads: int, layers: int, length: int, *, tied: bool = False, dropout: float = 0.0
+        self,
+        vocabulary: int,
+        width: int,
+        heads: int,
+        layers: int,
+        length: int,
+        *,
+        tied: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(length, width))
@@ -161,12 +169,16 @@ class Window(nn.Module):
 class Swin(nn.Module):
     """Swin: patches, stages of windowed blocks of halving resolution and doubling width, a classifier."""
 
-    def __init__(self, size: int, patch: int, window: int, width: int, heads: int, depths: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, size: int, patch: int, window: int, width: int, heads: int, depths: tuple[int, ...], classes: int
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, width, patch, patch)
         blocks: list[nn.Module] = []
         self.depths = depths
-        self.merges = nn.ModuleList(nn.Linear(4 * width * 2**i, 2 * width * 2**i, bias=False) for i in range(len(depths) - 1))
+        self.merges = nn.ModuleList(
+            nn.Linear(4 * width * 2**i, 2 * width * 2**i, bias=False) for i in range(len(depths) - 1)
+        )
         for i, depth in enumerate(depths):
             own = min(window, size // patch // 2**i)
             blocks += [
@@ -249,7 +261,9 @@ def gpt(
     device: str = "cpu",
 ) -> Sample:  # fmt: skip
     """A GPT and a batch; `ragged` labels have a different number of ignored tokens in each sample."""
-    model = _built(lambda: Gpt(vocabulary, width, heads, layers, length, tied=tied, dropout=dropout), dtype, seed, device)
+    model = _built(
+        lambda: Gpt(vocabulary, width, heads, layers, length, tied=tied, dropout=dropout), dtype, seed, device
+    )
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocabulary, (samples, length), generator=g)
     labels = torch.randint(vocabulary, (samples, length), generator=g)
@@ -277,8 +291,10 @@ def swin(
     model = _built(lambda: Swin(size, patch, window, width, heads, depths, classes), dtype, seed, device)
     g = torch.Generator().manual_seed(seed)
     kind = torch.float32 if device == "meta" else dtype
-    images = torch.randn(samples, 3, size, size, generator=g, dtype=kind) if device != "meta" else torch.empty(
-        samples, 3, size, size, dtype=dtype, device="meta"
+    images = (
+        torch.randn(samples, 3, size, size, generator=g, dtype=kind)
+        if device != "meta"
+        else torch.empty(samples, 3, size, size, dtype=dtype, device="meta")
     )
     return Sample(model, (images, torch.randint(classes, (samples,), generator=g)))
 
@@ -292,11 +308,17 @@ def evoformer(
     g = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Any:
-        return torch.empty(shape, dtype=dtype, device="meta") if device == "meta" else torch.randn(
-            *shape, generator=g, dtype=torch.float64
-        ).to(dtype)
+        return (
+            torch.empty(shape, dtype=dtype, device="meta")
+            if device == "meta"
+            else torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+        )
 
-    shapes = ((samples, sequences, residues, alignment), (samples, residues, residues, pair), (samples, residues, residues))
+    shapes = (
+        (samples, sequences, residues, alignment),
+        (samples, residues, residues, pair),
+        (samples, residues, residues),
+    )
     return Sample(model, tuple(random(*s) for s in shapes))
 
 

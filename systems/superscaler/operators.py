@@ -304,9 +304,7 @@ def _resized_dim(index: int, default: int = 0) -> Annotate:
         rank = len(call.output)
         dim = call.arguments[index] if index < len(call.arguments) else call.keywords.get("dim", default)
         dim %= rank
-        parts = [
-            " ".join(f"s{k}^" if i == dim else f"d{i}" for i in range(rank)) for k in range(len(call.shapes) + 1)
-        ]
+        parts = [" ".join(f"s{k}^" if i == dim else f"d{i}" for i in range(rank)) for k in range(len(call.shapes) + 1)]
         return f"{', '.join(parts[:-1])} -> {parts[-1]}"
 
     return annotate
@@ -385,18 +383,20 @@ def _row_max(call: Call) -> tuple[str, Mapping[str, int]]:
 
 
 ELEMENTWISE = (
-    "add.Tensor sub.Tensor mul.Tensor div.Tensor pow.Tensor_Scalar neg.default relu.default gelu.default silu.default "
-    "tanh.default sigmoid.default exp.default log.default sqrt.default rsqrt.default sin.default cos.default "
-    "abs.default erf.default leaky_relu.default clamp.default clamp_min.default masked_fill.Scalar where.self "
-    "where.ScalarOther where.ScalarSelf where.Scalar eq.Scalar ne.Scalar eq.Tensor ne.Tensor lt.Tensor le.Tensor "
-    "gt.Tensor ge.Tensor lt.Scalar le.Scalar gt.Scalar ge.Scalar logical_and.default logical_or.default "
-    "logical_not.default bitwise_and.Tensor bitwise_or.Tensor bitwise_not.default to.dtype to.dtype_layout "
-    "_to_copy.default clone.default add.Scalar sub.Scalar mul.Scalar div.Scalar rsub.Scalar reciprocal.default "
-    "square.default softplus.default maximum.default minimum.default zeros_like.default ones_like.default "
-    "full_like.default detach.default pow.Tensor_Tensor hardtanh.default elu.default log1p.default sign.default "
-    "__and__.Tensor __or__.Tensor type_as.default"
-).split()
-RESHAPES = "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int".split()
+    "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "pow.Tensor_Scalar", "neg.default", "relu.default",
+    "gelu.default", "silu.default", "tanh.default", "sigmoid.default", "exp.default", "log.default", "sqrt.default",
+    "rsqrt.default", "sin.default", "cos.default", "abs.default", "erf.default", "leaky_relu.default",
+    "clamp.default", "clamp_min.default", "masked_fill.Scalar", "where.self", "where.ScalarOther",
+    "where.ScalarSelf", "where.Scalar", "eq.Scalar", "ne.Scalar", "eq.Tensor", "ne.Tensor", "lt.Tensor",
+    "le.Tensor", "gt.Tensor", "ge.Tensor", "lt.Scalar", "le.Scalar", "gt.Scalar", "ge.Scalar",
+    "logical_and.default", "logical_or.default", "logical_not.default", "bitwise_and.Tensor", "bitwise_or.Tensor",
+    "bitwise_not.default", "to.dtype", "to.dtype_layout", "_to_copy.default", "clone.default", "add.Scalar",
+    "sub.Scalar", "mul.Scalar", "div.Scalar", "rsub.Scalar", "reciprocal.default", "square.default",
+    "softplus.default", "maximum.default", "minimum.default", "zeros_like.default", "ones_like.default",
+    "full_like.default", "detach.default", "pow.Tensor_Tensor", "hardtanh.default", "elu.default", "log1p.default",
+    "sign.default", "__and__.Tensor", "__or__.Tensor", "type_as.default",
+)  # fmt: skip
+RESHAPES = ("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int")
 
 ANNOTATE: Mapping[str, Annotate] = {
     **{f"aten.{name}": _broadcast for name in ELEMENTWISE},
@@ -477,7 +477,9 @@ def annotation_of(call: Call) -> Annotation:
 
         text = probe(call) or ""
         if not text:
-            warnings.warn(f"{call.target} cannot be split: it is replicated only (register an annotation)", stacklevel=2)
+            warnings.warn(
+                f"{call.target} cannot be split: it is replicated only (register an annotation)", stacklevel=2
+            )
             text = _everything_frozen(call)
     else:
         text = _everything_frozen(call)
@@ -499,7 +501,7 @@ def resolve(target: str) -> Callable[..., Any]:
     found: Any = torch.ops
     for name in target.split("."):
         found = getattr(found, name)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def fill(value: Any, tensors: Sequence[Any]) -> Any:
@@ -690,4 +692,3 @@ def flops_of(call: Call) -> float:
         sizes = {c: n for term, shape in zip(terms, call.shapes, strict=True) for c, n in zip(term, shape, strict=True)}
         return 2.0 * prod(sizes.values())
     return float(max([prod(call.output), *map(prod, call.shapes)]))
-

@@ -63,7 +63,7 @@ def tensor_parallel(graph: Graph, devices: int, *, microbatches: int = 1, vocabu
 
 
 def spread(s: SProgram, op: Op, devices: Sequence[int], dp: int, name: str | None, *, parts: int = 1) -> None:
-    """Cut an operator by samples in dp, then by an identifier over the rest (or replicate it); `parts` on each device."""
+    """Cut an operator by samples in dp, then by an identifier over the rest (or replicate); `parts` on each device."""
     tp = len(devices) // dp
     found = s.op_trans(op, {"b": dp})
     cut = [p for part in found for p in s.op_trans(part, {name: tp} if name else Replicate(tp))]
@@ -73,8 +73,8 @@ def spread(s: SProgram, op: Op, devices: Sequence[int], dp: int, name: str | Non
 
 
 def megatron(
-    graph: Graph, dp: int, tp: int, pp: int, *, microbatches: int = 1, schedule: Schedule = "1f1b", vocabulary: bool = True,
-    zero_stage: int = 0, recompute: bool = False,
+    graph: Graph, dp: int, tp: int, pp: int, *, microbatches: int = 1, schedule: Schedule = "1f1b",
+    vocabulary: bool = True, zero_stage: int = 0, recompute: bool = False,
 ) -> SProgram:  # fmt: skip
     """Data x tensor x pipeline parallelism: stage s is on devices s dp tp to (s + 1) dp tp - 1."""
     s = SProgram(graph, dp * tp * pp)
@@ -196,7 +196,11 @@ def three_f_one_b(graph: Graph, pp: int, *, dp: int = 1, microbatches: int = 4) 
         runs = [tuple(op for op in graph.ops if at[op.id] == stage and passes[op.id] == k and home(op)) for k in
                 range(max(passes.values()) + 1)]  # fmt: skip
         lines = one_f_one_b_order(pp, microbatches)[stage]
-        tasks = [t for _, mb, way in lines for t in ([Task(r, mb) for r in runs] if way == "F" else [Task(runs[-1], mb, way)])]
+        tasks = [
+            t
+            for _, mb, way in lines
+            for t in ([Task(r, mb) for r in runs] if way == "F" else [Task(runs[-1], mb, way)])
+        ]
         s.sequence(tasks)
     return s
 

@@ -1,8 +1,8 @@
 """What a rank runs: a flat list of instructions over numbered buffers.
 
 Communication is never hidden in autograd. A `Work` is a run of operator parts between communications: forward keeps the
-leaves that enter it, backward runs autograd from its outputs to those leaves. One list drives the executor, the verifier,
-the simulator and the drawing.
+leaves that enter it, backward runs autograd from its outputs to those leaves. One list drives the executor, the
+verifier, the simulator and the drawing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 
 from systems.superscaler.mask import Interval, Region, extent
 
-__all__ = ["Assemble", "Buffer", "Call", "Collective", "Compute", "Flat", "Free", "Instruction", "Leaf", "Output", "Recv",
-           "Return", "Send", "Slice", "Update", "Work"]  # fmt: skip
+__all__ = ["Assemble", "Buffer", "Call", "Collective", "Compute", "Flat", "Free", "Instruction", "Leaf", "Output",
+           "Recv", "Return", "Send", "Slice", "Update", "Work"]  # fmt: skip
 
 BufferKind = Literal["value", "grad", "param", "weight_grad", "shard", "given"]
 

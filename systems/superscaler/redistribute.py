@@ -66,8 +66,8 @@ class Mover:
             arrived: dict[int, Piece] = {}
             together: Emitted = []
             for own, mine in parts:
-                made, more = self.move([held[i] for i in own], [wanted[i] for i in mine], shape, like, cost)
-                arrived.update(zip(mine, made, strict=True))
+                pieces, more = self.move([held[i] for i in own], [wanted[i] for i in mine], shape, like, cost)
+                arrived.update(zip(mine, pieces, strict=True))
                 together += more
             return [arrived[i] for i in range(len(wanted))], together
         events: Emitted = []
@@ -152,7 +152,9 @@ class Mover:
                 if route is not None:
                     candidates.append((
                         route.elements, 0,
-                        lambda: self._collect(self._walk(route.steps, devices, source, base, size, like, events), wanted, rest),
+                        lambda: self._collect(
+                            self._walk(route.steps, devices, source, base, size, like, events), wanted, rest
+                        ),
                     ))  # fmt: skip
             elif not set(source) & set(target):
                 candidates += self._between(source, target, base, size, wanted, rest, like, cost, events)
@@ -188,9 +190,7 @@ class Mover:
                     goal = [middle[d] for d in receivers]
                     made = self._cover(pieces, goal, range(len(goal)), like, events)
                     arrived = {d: Piece(d, middle[d].mask, made[i]) for i, d in enumerate(receivers)}
-                    return self._collect(
-                        self._walk(after, receivers, arrived, base, size, like, events), wanted, rest
-                    )
+                    return self._collect(self._walk(after, receivers, arrived, base, size, like, events), wanted, rest)
 
                 found.append((spent, 1, make))
         return found
@@ -212,9 +212,7 @@ class Mover:
             }
             for i, device in enumerate(devices):
                 new[device] = self.buffer(*like, device, regions[i][1], step.after.part(i))
-                final[device] = Mask(
-                    tuple((dim[0][0], dim[-1][1]) for dim in regions[i][1]), step.after.part(i)
-                )
+                final[device] = Mask(tuple((dim[0][0], dim[-1][1]) for dim in regions[i][1]), step.after.part(i))
             done: set[int] = set()
             for i in range(len(devices)):
                 if i in done:
@@ -232,12 +230,14 @@ class Mover:
         ranks = tuple(devices[i] for i in group)
         if step.kind == "slice":
             return [
-                {devices[i]: Slice(held[devices[i]], new[devices[i]], places(regions[i][1], regions[i][0]))} for i in group
+                {devices[i]: Slice(held[devices[i]], new[devices[i]], places(regions[i][1], regions[i][0]))}
+                for i in group
             ]
         if step.kind == "to_addend":
             first = [i for i in group if step.after.part(i)[0] == min(step.after.part(k)[0] for k in group)]
             return [
-                {devices[i]: Assemble(((held[devices[i]], None),) if i in first else (), new[devices[i]])} for i in group
+                {devices[i]: Assemble(((held[devices[i]], None),) if i in first else (), new[devices[i]])}
+                for i in group
             ]
         if step.kind == "permute":
             return self._permute(step, group, devices, regions, held, new)
@@ -341,7 +341,9 @@ def _joined(a: Mask, b: Mask) -> Mask | None:
 def _components(held: Sequence[Piece], wanted: Sequence[Piece]) -> list[tuple[list[int], list[int]]]:
     """Held and wanted pieces by index, split into sets whose boxes do not meet; held ones that nobody wants are out."""
     boxes: list[tuple[list[Box], list[int], list[int]]] = []
-    entries = [(p.mask.box, i, False) for i, p in enumerate(held)] + [(p.mask.box, i, True) for i, p in enumerate(wanted)]
+    entries = [(p.mask.box, i, False) for i, p in enumerate(held)] + [
+        (p.mask.box, i, True) for i, p in enumerate(wanted)
+    ]
     for box, i, want in entries:
         meeting = [b for b in boxes if any(known == box or intersect(known, box) is not None for known in b[0])]
         boxes = [b for b in boxes if b not in meeting]
@@ -407,7 +409,7 @@ def _stations(
     devices: Sequence[int], pieces: dict[int, Piece], base: Box, size: tuple[int, ...],
     cost: Callable[[layouts.Kind, int, float], float] | None, *, reverse: bool = False,
 ) -> list[tuple[Sequence[Move], dict[int, Piece]]]:  # fmt: skip
-    """Where a tensor may stop inside a group before or after it crosses: as it is, whole, or cut along one dimension."""
+    """Where a tensor may stop in a group before or after crossing: as it is, whole, or cut along one dimension."""
     found: list[tuple[Sequence[Move], dict[int, Piece]]] = [((), pieces)]
     own = _recognised(devices, pieces, base, size)
     if own is None or len(devices) == 1:
@@ -423,7 +425,11 @@ def _stations(
         try:
             a, b = layouts.refine(own, option)
             a, b = layouts.trimmed(a, size), layouts.trimmed(b, size)
-            route = layouts.path(b, a, size, cost or "elements") if reverse else layouts.path(a, b, size, cost or "elements")
+            route = (
+                layouts.path(b, a, size, cost or "elements")
+                if reverse
+                else layouts.path(a, b, size, cost or "elements")
+            )
         except InvalidPlan:
             continue
         if route.steps:

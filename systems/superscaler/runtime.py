@@ -47,7 +47,12 @@ class Runner:
     """
 
     def __init__(
-        self, plan: Plan, model: nn.Module, optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer], *, seed: int = 0
+        self,
+        plan: Plan,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+        *,
+        seed: int = 0,
     ) -> None:
         if not dist.is_initialized():
             if "RANK" not in os.environ and plan.devices > 1:
@@ -137,9 +142,7 @@ class Runner:
             mine = given[0].contiguous()
             if self.device.type == "cpu" and mine.numel() * mine.element_size() >= BROADCAST_FROM:
                 pieces = [mine if r == self.index else torch.empty_like(mine) for r in group]
-                works = [
-                    dist.broadcast(p, r, group=handle, async_op=True) for p, r in zip(pieces, group, strict=True)
-                ]
+                works = [dist.broadcast(p, r, group=handle, async_op=True) for p, r in zip(pieces, group, strict=True)]
                 for work in works:
                     work.wait()
                 return pieces
@@ -215,7 +218,7 @@ class Runner:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint of whole tensors, optimizer state too, so that it fits any plan of the graph; rank 0 writes.
+        """Write a checkpoint of whole tensors, optimizer state too: it fits any plan of the graph. Rank 0 writes.
 
         The file appears whole or not at all. All ranks must call it.
         """
@@ -233,9 +236,14 @@ class Runner:
         scalars = {k: float(v) for state in states.values() for k, v in state.items() if not (
             isinstance(v, Tensor) and v.dim())}  # fmt: skip
         for key in self._agreed(keys):
+
             def piece(p: Parameter, key: str = key) -> Tensor:
                 value = states.get(id(p), {}).get(key)
-                return value if value is not None else torch.zeros_like(self.rank.held[p.buffer if p.shard is None else p.shard])
+                return (
+                    value
+                    if value is not None
+                    else torch.zeros_like(self.rank.held[p.buffer if p.shard is None else p.shard])
+                )
 
             content["optimizer"][key] = self._whole(piece)
         content["scalars"] = scalars
@@ -245,7 +253,7 @@ class Runner:
             dist.barrier()
 
     def load(self, path: str | Path) -> None:
-        """Take a checkpoint that any plan of this graph wrote. Raises PlanMismatch for one of another graph or version."""
+        """Take a checkpoint of any plan of this graph. Raises PlanMismatch for one of another graph or version."""
         content = torch.load(path, map_location=self.device, weights_only=True)
         if content.get("version") != CHECKPOINT or content.get("graph") != self.plan.graph.hash:
             raise PlanMismatch(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from systems.superscaler.errors import InvalidPlan, Unassigned, Unsupported
@@ -228,7 +229,7 @@ class SProgram:
 
     def sequence(self, tasks: Sequence[Task]) -> None:
         """Order tasks one after another."""
-        for a, b in zip(tasks, tasks[1:], strict=False):
+        for a, b in pairwise(tasks):
             self.op_order(a, b)
 
     def microbatch(self, count: int) -> None:
@@ -284,7 +285,7 @@ class SProgram:
     def build(self, cluster: Cluster | None = None, *, verify: bool = True) -> Plan:
         """The programs of all ranks, verified.
 
-        Raises Unassigned, InvalidPlan, CyclicOrder (with the shortest cycle), OutOfMemory (with a cluster), Unsupported.
+        Raises Unassigned, InvalidPlan, CyclicOrder (with the shortest cycle), OutOfMemory (with a cluster).
         """
         from systems.superscaler.materialize import materialize
 
@@ -343,4 +344,3 @@ class SProgram:
                 )
             )  # fmt: skip
         return found
-

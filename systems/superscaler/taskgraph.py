@@ -1,7 +1,7 @@
 """Tasks and their order: validity, the shortest cycle, and one global order that no rank can get stuck in.
 
-Every task has the devices that take part. One linear order of all tasks is fixed, each device runs its subsequence, and a
-communication is one task of all its participants: the earliest unfinished task has every participant at its head, so
+Every task has the devices that take part. One linear order of all tasks is fixed, each device runs its subsequence, and
+a communication is one task of all its participants: the earliest unfinished task has every participant at its head, so
 some task can always go on, even where sends block.
 """
 
@@ -26,8 +26,17 @@ class TaskGraph:
     rank: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
     edges: dict[Hashable, dict[Hashable, str]] = field(default_factory=dict)
 
-    def add(self, key: Hashable, devices: Sequence[int], seconds: float, rank: tuple[int, ...]) -> None:
-        """A task. rank breaks ties between tasks that could start at the same time: the least goes first."""
+    loose: set[Hashable] = field(default_factory=set)
+
+    def add(
+        self, key: Hashable, devices: Sequence[int], seconds: float, rank: tuple[int, ...], *, loose: bool = False
+    ) -> None:
+        """A task. rank breaks ties between tasks that could start at the same time: the least goes first.
+
+        loose: it takes its place as soon as it is ready and holds no device up, as a communication does.
+        """
+        if loose:
+            self.loose.add(key)
         self.devices[key] = tuple(devices)
         self.seconds[key] = seconds
         self.rank[key] = rank
@@ -54,12 +63,13 @@ class TaskGraph:
         found: list[Hashable] = []
         while heap:
             start, rank, index, key = heapq.heappop(heap)
-            begin = max([ready[key], *(free.get(d, 0.0) for d in self.devices[key])])
+            held = () if key in self.loose else self.devices[key]
+            begin = max([ready[key], *(free.get(d, 0.0) for d in held)])
             if begin > start + 1e-12:  # a device was taken in the meantime: look again then
                 heapq.heappush(heap, (begin, rank, index, key))
                 continue
             end = begin + self.seconds[key]
-            for device in self.devices[key]:
+            for device in held:
                 free[device] = end
             found.append(key)
             for target in self.edges[key]:

@@ -75,7 +75,7 @@ class Broken(Exception):
 
 
 def verify(plan: Plan, most: int = 20) -> Report:
-    """Interpret all programs. At most `most` findings are kept; the first is the cause, later ones may follow from it."""
+    """Interpret all programs. At most `most` findings are kept; the first is the cause, others may follow from it."""
     return _Interpreter(plan, most).run()
 
 
@@ -100,9 +100,9 @@ class _Interpreter:
         self.graph = plan.graph
         self.findings: list[str] = []
         self.held: list[dict[int, Held]] = [{} for _ in range(plan.devices)]
-        self.version: list[dict[int, int]] = [{} for _ in range(plan.devices)]
         self.at = [0] * plan.devices
         self.returned = [False] * plan.devices
+        self.recorded: list[set[int]] = [set() for _ in range(plan.devices)]
         self.waiting: dict[int, Instruction] = {}
 
     # ------------------------------------------------------------------------------------ cells and terms
@@ -110,9 +110,7 @@ class _Interpreter:
     @cached_property
     def edges(self) -> Mapping[int, tuple[tuple[int, ...], ...]]:
         """Tensor id -> the boundaries of its cells per dimension."""
-        found: dict[int, list[set[int]]] = {
-            t.id: [{0, n} for n in t.shape] for t in self.graph.tensors
-        }
+        found: dict[int, list[set[int]]] = {t.id: [{0, n} for n in t.shape] for t in self.graph.tensors}
         for b in self.plan.buffers:
             for own, dim in zip(found[b.tensor], b.region, strict=True):
                 own.update(x for interval in dim for x in interval)
@@ -210,7 +208,9 @@ class _Interpreter:
     def gradients(self) -> dict[tuple[int, int], int]:
         return {}
 
-    def expected_gradient(self, tensor: int, region: Region, mbs: Iterable[int], without: frozenset[tuple[int, int]]) -> Held:
+    def expected_gradient(
+        self, tensor: int, region: Region, mbs: Iterable[int], without: frozenset[tuple[int, int]]
+    ) -> Held:
         """The gradient of a region: all terms of all consumers but those in `without`."""
         index, lengths = self.cells(tensor, region)
         total = np.zeros(tuple(map(len, index)), np.uint64)
@@ -314,7 +314,9 @@ class _Interpreter:
                 shard = self.held[p.device].get(p.shard)
                 if shard is None or not np.array_equal(shard.words, wanted.words):
                     self.note(p.device, f"the shard of {name} is not updated once")
-            if (p.shard is None or self.plan.zero < 3) and (value is None or not np.array_equal(value.words, wanted.words)):
+            if (p.shard is None or self.plan.zero < 3) and (
+                value is None or not np.array_equal(value.words, wanted.words)
+            ):
                 self.note(p.device, f"parameter {name} is stale: it is not the updated one")
             expected = any(op.grad for op, _ in self.graph.consumers[p.tensor]) and self.graph.tensors[p.tensor].grad
             if expected and p.gradient is None:
@@ -333,11 +335,16 @@ class _Interpreter:
                 if work.device != rank:
                     raise Broken(f"the work is for device {work.device}")
                 if kind == "backward":
+                    if number not in self.recorded[rank]:
+                        raise Broken("no forward or recompute that recorded gradients goes before")
+                    self.recorded[rank].remove(number)
                     self.backward(rank, work)
                     for _, full in gathered:
                         self.read(rank, full)
                 else:
                     self.forward(rank, work, dict(gathered), write=kind == "forward")
+                    if work.has_backward and work.recompute == (kind == "recompute"):
+                        self.recorded[rank].add(number)
             case Slice(source, result, place, flat):
                 value = self.read(rank, source)
                 held[result] = (
