@@ -56,7 +56,7 @@ def _ngrams(tokens: Sequence[str], orders: tuple[int, int]) -> Iterable[str]:
 
 
 class LexicalClassifier:
-    """Which words code has, by inverse document frequency, and logistic regression; of pairs, what they share and not."""
+    """The words of code by inverse document frequency, and logistic regression; of pairs, what they share and not."""
 
     def __init__(self, seed: int = 0) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
