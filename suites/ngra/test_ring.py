@@ -1,5 +1,6 @@
 """A ring of ranks gives what one process gives; threads stand for ranks here, and real processes at the end."""
 
+import contextlib
 import queue
 import threading
 
@@ -25,6 +26,16 @@ MODELS = {
 }
 
 
+@contextlib.contextmanager
+def others_run(shared):
+    """While a rank waits, another may run: one at a time, since torch.fx patches modules while it traces."""
+    shared["turn"].release()
+    try:
+        yield
+    finally:
+        shared["turn"].acquire()
+
+
 class Threads:
     """A transport between threads of this process."""
 
@@ -35,35 +46,40 @@ class Threads:
         self._shared["queues"][(self.rank + 1) % self.world].put([part.clone() for part in sent])
 
         def wait():
-            for out, part in zip(received, self._shared["queues"][self.rank].get(timeout=60), strict=True):
+            with others_run(self._shared):
+                parts = self._shared["queues"][self.rank].get(timeout=60)
+            for out, part in zip(received, parts, strict=True):
                 out.copy_(part)
 
         return wait
 
     def sum(self, x):
         shared = self._shared
-        with shared["lock"]:
-            shared["sums"].append(x.clone())
-        shared["barrier"].wait(60)
+        shared["sums"].append(x.clone())
+        with others_run(shared):
+            shared["barrier"].wait(60)
         total = sum(shared["sums"])
-        shared["barrier"].wait(60)
+        with others_run(shared):
+            shared["barrier"].wait(60)
         if self.rank == 0:
             shared["sums"].clear()
-        shared["barrier"].wait(60)
+        with others_run(shared):
+            shared["barrier"].wait(60)
         x.copy_(total)
 
 
 def around(world, graph, job, side=65_536):
     """job(ring graph) on every rank at once; what each gives."""
     shared = {
-        "world": world, "queues": [queue.Queue() for _ in range(world)], "lock": threading.Lock(), "sums": [],
+        "world": world, "queues": [queue.Queue() for _ in range(world)], "turn": threading.Lock(), "sums": [],
         "barrier": threading.Barrier(world),
     }  # fmt: skip
     results, errors = [None] * world, []
 
     def run(rank):
         try:
-            results[rank] = job(RingGraph(graph, Threads(rank, shared), side))
+            with shared["turn"]:
+                results[rank] = job(RingGraph(graph, Threads(rank, shared), side))
         except BaseException as error:
             errors.append(error)
             shared["barrier"].abort()

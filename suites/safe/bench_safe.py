@@ -6,10 +6,7 @@ import pytest
 
 from suites.safe.conformance import programs
 from systems.safe import Cache, Limits, corpus, prove, solve, verify, verify_many
-from systems.safe.candidates import invariants, measures
 from systems.safe.check import check
-from systems.safe.contexts import context
-from systems.safe.houdini import Solver, translated
 from systems.safe.interp import Inputs, Interpreter
 from systems.safe.parser import parse
 from systems.safe.policy import Example, menu, train
@@ -125,7 +122,7 @@ def test_the_cache(measure, tmp_path):
 
 def test_prove(measure):
     """The gate's: proofs of generated programs, whose texts are the same on every machine."""
-    tasks = [made.text for made in corpus.programs(6, seed=11)]
+    tasks = [made.text for made in corpus.programs(3, seed=11)]
 
     def run():
         return [prove(task) for task in tasks]
@@ -134,30 +131,6 @@ def test_prove(measure):
     assert all(proof.ok for proof in proofs)
     measure.digest("proofs", "".join(proof.program for proof in proofs).encode())
     measure(run, metric="time")
-
-
-@pytest.mark.slow
-def test_runs_that_refute_beside_the_solver_alone(measure):
-    """Houdini with candidates that runs have pruned, and with all of them."""
-    task = corpus.program("fill_then_raise", 1)
-    assert task is not None
-    typing = check(parse(task.text))
-    pool = [
-        one for signature in typing.functions.values()
-        for where in [context(task.text, typing, signature)] for one in [*invariants(where, {}), *measures(where)[:1]]
-    ]  # fmt: skip
-
-    def pruned():
-        return prove(task.text).ok
-
-    def unpruned():
-        program = translated(task.text, pool, "current")
-        solver = Solver(program, RLIMIT // 10)
-        held, _ = solver.greatest(set(range(len(program.sketch.candidates))), stop=False)
-        return bool(held)
-
-    assert pruned()
-    measure.versus({"pruned": pruned, "unpruned": unpruned}).over("unpruned").at_least(1)
 
 
 @pytest.mark.slow

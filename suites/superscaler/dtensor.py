@@ -1,7 +1,7 @@
 """DTensor's redistribution planners on the same pairs of layouts: elements sent and seconds to plan.
 
-Run as a program, since it needs a process group of its own: reads pairs as JSON on standard input, writes JSON. A layout
-is a list of roles by mesh dimension: "R", "V" or the tensor dimension that it shards.
+Run as a program, since it needs a process group of its own: reads pairs as JSON on standard input, writes JSON. A
+layout is a list of roles by mesh dimension: "R", "V" or the tensor dimension that it shards.
 """
 
 import json

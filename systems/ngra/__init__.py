@@ -15,6 +15,7 @@ from systems.ngra.graph import (
 from systems.ngra.passes import Plan
 from systems.ngra.program import Layer
 from systems.ngra.reference import reference
+from systems.ngra.ring import RingGraph
 from systems.ngra.schedule import Schedule, plan_schedule
 from systems.ngra.store import ChunkStore
 from systems.ngra.stream import EpochStats, StreamTrainer
@@ -30,6 +31,7 @@ __all__ = [
     "NGraError",
     "Plan",
     "ProgramError",
+    "RingGraph",
     "Schedule",
     "StoreError",
     "StreamTrainer",

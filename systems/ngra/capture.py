@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from systems.ngra.expression import Book, Call, Node, Slot
 from systems.ngra.expression import typed_product as typed_product
 from systems.ngra.graph import ProgramError
 
+_TRACING = threading.RLock()  # torch.fx patches nn.Module for the whole process while it traces
 _ROWS = 1_000_003  # of every meta tensor: no other axis has this length, so that the row axis can be told
 
 _NAMES: Mapping[str, str] = {
@@ -107,19 +109,20 @@ def trace(
     function = getattr(type(layer), method)
     names = function.__code__.co_varnames[1 : 1 + len(arguments)]
     absent = {name: None for name, given in zip(names, arguments, strict=True) if given is None}
-    try:
-        traced = _Tracer(method).trace(layer, concrete_args=absent)
-    except ProgramError:
-        raise
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError, IndexError) as error:
-        raise ProgramError(
-            f"{_line(error, function)}: {method} cannot be captured: {error}; it must be a fixed sequence of torch "
-            "operations, without branches on data, .item(), or loops over rows"
-        ) from error
-    meta = copy.deepcopy(layer).to("meta")
-    reader = _Reader(book, layer, meta, method, dtype, random)
-    given = {name: argument for name, argument in zip(names, arguments, strict=True) if argument is not None}
-    return reader.read(traced, given)
+    with _TRACING:
+        try:
+            traced = _Tracer(method).trace(layer, concrete_args=absent)
+        except ProgramError:
+            raise
+        except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError, IndexError) as error:
+            raise ProgramError(
+                f"{_line(error, function)}: {method} cannot be captured: {error}; it must be a fixed sequence of torch "
+                "operations, without branches on data, .item(), or loops over rows"
+            ) from error
+        meta = copy.deepcopy(layer).to("meta")
+        reader = _Reader(book, layer, meta, method, dtype, random)
+        given = {name: argument for name, argument in zip(names, arguments, strict=True) if argument is not None}
+        return reader.read(traced, given)
 
 
 class _Reader:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from systems.ngra.capture import typed_linear
 from systems.ngra.graph import Graph, ProgramError
 from systems.ngra.program import ArcData, Layer, VertexData
+from systems.ngra.ring import RingGraph
 
 Activation = Callable[[Any], Any]
 
@@ -164,7 +165,7 @@ class Network(nn.Module):
         self.dropout = dropout
         self._entered: tuple[Any, ...] | None = None
 
-    def forward(self, graph: Graph, x: VertexData, edge: ArcData = None) -> Tensor:
+    def forward(self, graph: Graph | RingGraph, x: VertexData, edge: ArcData = None) -> Tensor:
         """(vertices, ...): as for `Layer.forward`; x must be one tensor beyond the first layer."""
         current = self._enter(graph, x)
         for layer in self.layers:
@@ -177,7 +178,7 @@ class Network(nn.Module):
         assert isinstance(current, Tensor)
         return graph.leave(current)
 
-    def _enter(self, graph: Graph, x: VertexData) -> VertexData:
+    def _enter(self, graph: Graph | RingGraph, x: VertexData) -> VertexData:
         """Constant data keep their internal form, so that what a layer found out about them stays true."""
         if graph.order is None:
             return x

@@ -218,7 +218,8 @@ class Leaves:
     """Values of the leaves of a plan on one graph, and of the expressions over them."""
 
     def __init__(
-        self, layer: Layer, graph: Graph | RingGraph, vertex: Mapping[str, Tensor], arc: Mapping[str, Tensor] | ArcWeight | None,
+        self, layer: Layer, graph: Graph | RingGraph, vertex: Mapping[str, Tensor],
+        arc: Mapping[str, Tensor] | ArcWeight | None,
         edge: ArcData, dtype: torch.dtype, masked: frozenset[str],
     ) -> None:  # fmt: skip
         self.layer, self.graph, self.vertex, self.dtype, self.masked = layer, graph, vertex, dtype, masked

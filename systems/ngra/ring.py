@@ -21,6 +21,7 @@ from systems.ngra.graph import MOST_CHUNK, PADDING, ArcWeight, Graph, GraphError
 from systems.ngra.kernels import Chunk, Kernel, fresh_states, run_chunk
 
 Array = np.ndarray[Any, Any]
+ARC_DATA = "arc data do not go round a ring: give weights as an ArcWeight, or as vertex data"
 
 
 class Transport(Protocol):
@@ -54,7 +55,7 @@ class Processes:
         peers = [following, before]
         if self._group is not None:
             peers = [self._distributed.get_global_rank(self._group, peer) for peer in peers]
-        works = [send(part, peers[0], group=self._group, tag=k) for k, part in enumerate(sent)]
+        works: list[Any] = [send(part, peers[0], group=self._group, tag=k) for k, part in enumerate(sent)]
         works += [receive(part, peers[1], group=self._group, tag=k) for k, part in enumerate(received)]
 
         def wait() -> None:
@@ -154,6 +155,11 @@ class RingGraph:
         """As `enter`."""
         return y
 
+    @staticmethod
+    def enter_arcs(edge: Tensor) -> Tensor:
+        """Always raises ProgramError: data of arcs stay where they are."""
+        raise ProgramError(ARC_DATA)
+
     def scatter(self, x: Any) -> Any:
         """This rank's rows of vertex data (vertices, ...) in the user's order, or of an `ArcWeight`."""
         if isinstance(x, ArcWeight):
@@ -241,7 +247,7 @@ def ring_aggregate(engine: Engine, graph: RingGraph, tensors: Sequence[Tensor], 
     if engine.aggregation.kernel == "blocked":
         raise ProgramError("this program does not fuse, and only what fuses runs in a ring; see its plan")
     if any(source.side == "E" for source in engine.columns):
-        raise ProgramError("arc data do not go round a ring: give weights as an ArcWeight, or as vertex data")
+        raise ProgramError(ARC_DATA)
     return _Ring.apply(engine, graph, threads, *tensors)
 
 

@@ -324,8 +324,8 @@ def train(
     forget: float = 0.4,
 ) -> Policy:
     """A policy trained from scratch: candidates of right proofs against the others, by binary cross-entropy, for
-    `epochs` or `least_steps`, whichever is more, each time with a share
-    `forget` of the features left out, so that none is relied on alone. The same examples and seed give the same weights."""
+    `epochs` or `least_steps`, whichever is more, each time with a share `forget` of the features left out, so that none
+    is relied on alone. The same examples and seed give the same weights."""
     import torch
 
     policy = Policy(seed)
@@ -352,8 +352,8 @@ def train(
             group["lr"] = 4e-3 * (1 - epoch / epochs)
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            own = [tuple(one for one in row[0] if order.random() >= forget) for row in part]
-            logits = policy.logits(own, [row[1] for row in part])
+            left = [tuple(one for one in row[0] if order.random() >= forget) for row in part]
+            logits = policy.logits(left, [row[1] for row in part])
             labels, weights = torch.tensor([row[2] for row in part]), torch.tensor([row[3] for row in part])
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, weights)
             optimizer.zero_grad()

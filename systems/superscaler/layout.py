@@ -164,6 +164,23 @@ class Move:
     elements: float
     cost: float
 
+    def origin(self, device: int) -> int:
+        """For a permute: the device whose piece this one gets. Each device gives to one.
+
+        Addends are renumbered on the way: which is the v-th does not matter, as long as all are there.
+        """
+        digits = self.before.digits(device)
+        source = list(digits)
+        free = list(self.digits)
+        for j in self.digits:
+            i = next(i for i in free if self.before.roles[i] == self.after.roles[j])
+            free.remove(i)
+            source[i] = digits[j]
+        index = 0
+        for radix, digit in zip(self.before.mesh, source, strict=True):
+            index = index * radix + digit
+        return index
+
 
 @dataclass(frozen=True)
 class Path:

@@ -240,7 +240,7 @@ class Mover:
                 for i in group
             ]
         if step.kind == "permute":
-            return self._permute(step, group, devices, regions, held, new)
+            return self._permute(step, group, devices, held, new)
         task = self.task()
         event: dict[int, Instruction] = {}
         for i in group:
@@ -261,18 +261,14 @@ class Mover:
         return [event]
 
     def _permute(
-        self, step: Move, group: tuple[int, ...], devices: Sequence[int], regions: dict[int, tuple[Region, Region]],
-        held: dict[int, int], new: dict[int, int],
+        self, step: Move, group: tuple[int, ...], devices: Sequence[int], held: dict[int, int], new: dict[int, int]
     ) -> Emitted:  # fmt: skip
         events: Emitted = []
-        want = {i: (regions[i][1], step.after.part(i)) for i in group}
-        have = {i: (regions[i][0], step.before.part(i)) for i in group}
         for i in group:
-            if have[i] == want[i]:
+            k = step.origin(i)
+            if k == i:
                 events.append({devices[i]: Slice(held[devices[i]], new[devices[i]], None)})
                 continue
-            senders = [k for k in group if have[k] == want[i]]
-            k = senders[i % len(senders)]
             task = self.task()
             events.append({
                 devices[k]: Send(task, devices[i], held[devices[k]], None),
