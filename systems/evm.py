@@ -314,6 +314,10 @@ class Chain(ABC):
         """The time of the latest block."""
 
     @abstractmethod
+    def time_of(self, block: int) -> int:
+        """When a block was mined, in seconds since 1970."""
+
+    @abstractmethod
     def advance(self, seconds: int) -> None:
         """Let time pass."""
 
@@ -385,10 +389,12 @@ class RevmChain(Chain):
         for account in self.accounts:
             self._evm.set_balance(account, 1_000_000 * ETHER)
         self._number, self._time, self._history = 0, 1_700_000_000, list[_Log]()
+        self._times: dict[int, int] = {}
         self._step(0)
 
     def _step(self, seconds: int) -> None:
         self._number, self._time = self._number + 1, self._time + seconds
+        self._times[self._number] = self._time
         self._evm.set_block_env(
             self._pyrevm.BlockEnv(number=self._number, timestamp=self._time, gas_limit=GAS_LIMIT * 2)
         )
@@ -446,6 +452,9 @@ class RevmChain(Chain):
 
     def now(self) -> int:
         return self._time
+
+    def time_of(self, block: int) -> int:
+        return self._times[block]
 
     def advance(self, seconds: int) -> None:
         self._step(seconds)
@@ -516,6 +525,9 @@ class _Web3Chain(Chain):
 
     def now(self) -> int:
         return int(self._web3.eth.get_block("latest")["timestamp"])
+
+    def time_of(self, block: int) -> int:
+        return int(self._web3.eth.get_block(block)["timestamp"])
 
 
 def _log(log: Any) -> _Log:

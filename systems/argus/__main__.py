@@ -16,7 +16,7 @@ A campaign on a local node (start one by `anvil --port 8545`); each role has an 
   python -m systems.argus settle film --account 2                               # when the campaign is over
   python -m systems.argus informer claim --folder bob --account 2
   python -m systems.argus withdraw --account 0
-  python -m systems.argus audit                                                 # everything, from events alone
+  python -m systems.argus audit --page campaign.html                            # everything, from events alone
 
   python -m systems.argus simulate                                              # reward rules under attack, no node
 
@@ -35,10 +35,11 @@ from pathlib import Path
 from systems import evm
 from systems.argus.audit import replay
 from systems.argus.campaign import Informer, Licensee, Owner, terms_of
-from systems.argus.content import Store, load_image, read_json, write_image, write_json
+from systems.argus.content import Store, load_image, read_json, write_image, write_json, write_text
 from systems.argus.court import Court, Settings, State, court_at, deploy
 from systems.argus.errors import ArgusError, NotWatermarked
 from systems.argus.incentive import RULES, simulate
+from systems.argus.page import page
 from systems.argus.tokens import keccak
 from systems.argus.transfer import ChoiceProof, Offer, OwnerKey
 
@@ -108,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     settling = _step(roles, "settle", _settle, "end a licence when all reports and contests are over", folder=False)
     settling.add_argument("licence")
     _step(roles, "withdraw", _withdraw, "take what the campaign owes to an account", folder=False)
-    _step(roles, "audit", _audit, "rebuild every balance from events alone", folder=False)
+    auditing = _step(roles, "audit", _audit, "rebuild every balance from events alone", folder=False)
+    auditing.add_argument("--page", type=Path, help="write the campaign's timeline and books as an HTML page too")
 
     comparing = roles.add_parser("simulate", help="reward rules beside one another under Sybil attacks")
     comparing.add_argument("--informers", type=int, default=5, help="who may find the leak (default 5)")
@@ -342,6 +344,9 @@ def _audit(given: argparse.Namespace) -> int:
             print(f"owed to {account}: {_amount(wei)}")
     apart = ledger.balance - court.balance
     print(f"holds {_amount(court.balance)}, of which {_amount(ledger.burned)} are deposits of reports never revealed")
+    if given.page is not None:
+        write_text(given.page, page(court.events(), court.times()))
+        print(f"timeline: {given.page}")
     for flaw in ledger.flaws:
         print(f"FLAW: {flaw}")
     if apart:

@@ -123,6 +123,11 @@ def write_json(path: Path, record: Any) -> None:
     _write(path, json.dumps(record, indent=1).encode())
 
 
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    _write(path, text.encode())
+
+
 def read_json(path: Path) -> Any:
     """What `write_json` wrote. Raises ArgusError where it is damaged."""
     try:

@@ -96,6 +96,10 @@ class Court:
         """All events from a block on, oldest first."""
         return self.chain.events(self.contract, since)
 
+    def times(self) -> dict[int, int]:
+        """By block with an event, when it was mined, in seconds since 1970."""
+        return {block: self.chain.time_of(block) for block in {event.block for event in self.events()}}
+
     def state(self, licence: bytes) -> State:
         """Of a licence."""
         state, *_, settled = self.call("state_of", licence)
