@@ -66,7 +66,8 @@ def test_a_campaign_from_the_shell(node, tmp_path):
     assert "settled, 1 reports" in run("audit")
     for account in (0, 1):
         run("withdraw", account=account)
-    assert "holds 0 ether" in run("audit")
+    assert "holds 0 ether" in run("audit", "--page", "campaign.html")
+    assert (tmp_path / "campaign.html").read_text().count("<circle") == 10
 
 
 def test_rules_are_compared_without_a_node(capsys):

@@ -165,7 +165,10 @@ def test_any_graph_in_any_ring_equals_itself(graph, world, accumulator, side):
 
     for got in around(world, graph, job, side):
         assert torch.equal(got[0], want[0])
-        assert torch.equal(got[1], want[1])
+        if accumulator == "mean":  # shares of degrees are no integers, and a ring adds them in another order
+            torch.testing.assert_close(got[1], want[1], rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(got[1], want[1])
 
 
 @pytest.mark.claim("ngra/ring-scaling")
