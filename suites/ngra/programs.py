@@ -157,3 +157,21 @@ def assert_equal_results(got, want, rtol, atol):
             continue
         scale = 1 + (b.abs().max().item() if b.numel() else 0)
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol * scale, equal_nan=True)
+
+
+def products_in(tree):
+    """Whether a program sums over elements, which a library may round in another way in another row."""
+    return not isinstance(tree, str) and (tree[0] in {"linear", "cat", "total"} or any(map(products_in, tree[1:])))
+
+
+def nearly_tied(layer, graph, x, edge):
+    """Whether two messages of one destination are the largest or least but for rounding: then either may win."""
+    with torch.no_grad():
+        src, dst = graph.arcs()
+        source, destination = ({name: part[rows] for name, part in x.items()} for rows in (src, dst))
+        messages = layer.apply_edge(source, destination, edge)
+    for vertex in range(graph.num_vertices):
+        values = messages[dst == vertex].sort(0, descending=layer.accumulator == "max").values
+        if len(values) > 1 and bool(((values[0] - values[1]).abs() <= 1e-9 * (1 + values[0].abs())).any()):
+            return True
+    return False

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from suites.ngra.programs import Program, assert_equal_results, data, expressions, gradients, graphs
+from suites.ngra.programs import (
+    Program,
+    assert_equal_results,
+    data,
+    expressions,
+    gradients,
+    graphs,
+    nearly_tied,
+    products_in,
+)
 from systems.ngra import Graph, reference
 from systems.ngra import settings as how
 
@@ -19,6 +28,8 @@ def compare(tree, accumulator, graph, width, seed, whole, **chosen):
     want = gradients(layer, lambda: reference(layer, graph, x, edge), x, edge)
     with how(**{"pointwise": 0, **chosen}):
         got = gradients(layer, lambda: layer(graph, x, edge), x, edge)
+    if accumulator in {"max", "min"} and products_in(tree) and nearly_tied(layer, graph, x, edge):
+        got, want = (got[0], ()), (want[0], ())  # the values are one, the winner is not
     assert_equal_results(got, want, 1e-9, 1e-10)
 
 
