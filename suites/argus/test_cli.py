@@ -67,7 +67,7 @@ def test_a_campaign_from_the_shell(node, tmp_path):
     for account in (0, 1):
         run("withdraw", account=account)
     assert "holds 0 ether" in run("audit", "--page", "campaign.html")
-    assert (tmp_path / "campaign.html").read_text().count("<circle") == 10
+    assert (tmp_path / "campaign.html").read_text().count("<circle") == 7
 
 
 def test_rules_are_compared_without_a_node(capsys):
