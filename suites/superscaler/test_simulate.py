@@ -50,13 +50,13 @@ def test_interleaving_makes_the_bubble_smaller(graph):
 def test_one_f_one_b_needs_less_memory_than_gpipe(graph):
     peaks = {make: simulate(make(graph, 2, microbatches=8).build(), ideal()).peak_bytes[0] for make in
              (plans.one_f_one_b, plans.gpipe)}  # fmt: skip
-    assert peaks[plans.one_f_one_b] < 0.6 * peaks[plans.gpipe]
+    assert peaks[plans.one_f_one_b] < 0.65 * peaks[plans.gpipe]
 
 
 def test_zero_and_co_shard_need_less_memory():
     sample = models.gpt(vocabulary=8, width=16, heads=4, layers=4, length=64, samples=4)
     graph = capture(sample.model, sample.batch)
-    peak = {name: max(simulate(s.build(), ideal()).peak_bytes) for name, s in {
+    peak = {name: max(simulate(s.build(), ideal(fused_attention=False)).peak_bytes) for name, s in {
         "data": plans.data_parallel(graph, 2), "zero3": plans.zero(graph, 2), "co-shard": plans.co_shard(graph, 4),
         "recompute": plans.megatron(graph, 1, 1, 1, recompute=True), "serial": plans.serial(graph),
     }.items()}  # fmt: skip

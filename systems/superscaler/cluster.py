@@ -49,7 +49,8 @@ class Cluster:
     """nodes of `per_node` devices each.
 
     memory: bytes a device; flops: a second, at the efficiency that kernels reach; memory_bandwidth and link bandwidths:
-    bytes a second and direction; latencies and launch: seconds. tables: (primitive, group size) -> measured times.
+    bytes a second and direction; latencies and launch: seconds. `between` is a node's link, which its devices share.
+    fused_attention: kernels that keep no scores. tables: (primitive, group size) -> measured times.
     """
 
     nodes: int
@@ -63,6 +64,7 @@ class Cluster:
     between_latency: float = 3e-5
     launch: float = 5e-6
     name: str = ""
+    fused_attention: bool = True
     tables: Mapping[tuple[str, int], Table] = field(default_factory=dict, hash=False)
 
     @property
@@ -85,7 +87,10 @@ class Cluster:
         if name not in known:
             raise InvalidPlan(f"no cluster {name!r}: choose one of {', '.join(known)}, or describe one by Cluster(...)")
         per_node, memory, flops, bandwidth, inside, between = known[name]
-        return cls(nodes, per_node, float(memory), flops, bandwidth, inside, between, name=name)
+        return cls(
+            nodes, per_node, float(memory), flops, bandwidth, inside, between, name=name,
+            fused_attention=not name.startswith("v100"),
+        )  # fmt: skip
 
     def node(self, device: int) -> int:
         """The node that a device is in."""
@@ -115,6 +120,12 @@ class Cluster:
             latency = max(latency, self.inside_latency)
         steps = {"all_reduce": 2 * (count - 1), "permute": 1}.get(kind, count - 1)
         return steps * latency + sent / bandwidth
+
+    def between_seconds(self, kind: str, group: Sequence[int], size: float) -> float:
+        """How long a collective holds the links of its nodes; 0 inside a node."""
+        if not self.crosses(group):
+            return 0.0
+        return elements_sent(kind, len(group), size) / self.between  # type: ignore[arg-type]
 
     def send_seconds(self, a: int, b: int, size: float) -> float:
         """A point-to-point transfer's time."""

@@ -270,7 +270,7 @@ def gpt(
     if ragged:
         for i in range(samples):
             labels[i, : i % length] = -100
-    return Sample(model, (tokens, labels))
+    return _sample(model, (tokens, labels), device)
 
 
 def multilingual(
@@ -280,7 +280,7 @@ def multilingual(
     """An encoder-decoder and a batch."""
     model = _built(lambda: Multilingual(vocabulary, width, heads, layers, tied=tied), dtype, seed, device)
     g = torch.Generator().manual_seed(seed)
-    return Sample(model, tuple(torch.randint(vocabulary, (samples, length), generator=g) for _ in range(3)))
+    return _sample(model, tuple(torch.randint(vocabulary, (samples, length), generator=g) for _ in range(3)), device)
 
 
 def swin(
@@ -290,13 +290,12 @@ def swin(
     """A Swin transformer and a batch of images."""
     model = _built(lambda: Swin(size, patch, window, width, heads, depths, classes), dtype, seed, device)
     g = torch.Generator().manual_seed(seed)
-    kind = torch.float32 if device == "meta" else dtype
     images = (
-        torch.randn(samples, 3, size, size, generator=g, dtype=kind)
+        torch.randn(samples, 3, size, size, generator=g, dtype=dtype)
         if device != "meta"
         else torch.empty(samples, 3, size, size, dtype=dtype, device="meta")
     )
-    return Sample(model, (images, torch.randint(classes, (samples,), generator=g)))
+    return _sample(model, (images, torch.randint(classes, (samples,), generator=g)), device)
 
 
 def evoformer(
@@ -320,6 +319,10 @@ def evoformer(
         (samples, residues, residues),
     )
     return Sample(model, tuple(random(*s) for s in shapes))
+
+
+def _sample(model: nn.Module, batch: tuple[Tensor, ...], device: str) -> Sample:
+    return Sample(model, tuple(x.to(device) for x in batch))
 
 
 def _built(make: Callable[[], nn.Module], dtype: torch.dtype, seed: int, device: str) -> nn.Module:

@@ -1,18 +1,20 @@
 """How long a plan takes and how much memory it needs, without running it.
 
 The programs of all ranks are played with a clock for each device: a communication starts when all its participants have
-come to it, sends do not hold up their sender, and links inside and between nodes have their own times. Memory is traced
-through the same lists: parameters, gradients, optimizer state, what autograd keeps, buffers until they are freed.
+come to it, sends do not hold up their sender, and the link of a node carries one transfer after another, so that those
+of its devices share it. Memory is traced through the same lists: parameters, gradients, optimizer state, what autograd
+keeps, what an operator needs meanwhile, buffers until they are freed.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from systems.superscaler.cluster import Cluster
+from systems.superscaler.costs import Pricing
 from systems.superscaler.errors import InvalidPlan, OutOfMemory, Stuck
 from systems.superscaler.layout import elements_sent
 from systems.superscaler.materialize import Plan
@@ -119,25 +121,12 @@ class _Memory:
         self.total -= self.live.pop(key, 0)
 
     def name(self, key: tuple[str, int]) -> str:
-        if key[0] == "saved":
+        if key[0] in ("saved", "meanwhile"):
             work = self.plan.works[key[1]]
             return f"activations of {self.plan.graph.ops[work.calls[0].op].name}, micro-batch {work.microbatch}"
         b = self.plan.buffers[key[1]]
         what = "optimizer state" if key[0] == "optimizer" else b.kind
         return f"{what} of {self.plan.graph.tensors[b.tensor].name}"
-
-
-def saved_bytes(plan: Plan, work: Work) -> int:
-    """What autograd keeps of a work: about the output of every operator in it."""
-    total = 0
-    for call in work.calls:
-        op = plan.graph.ops[call.op]
-        t = plan.graph.tensors[op.output]
-        n = 1
-        for lo, hi in op.annotation.box(op.annotation.outputs[0], call.ranges):
-            n *= hi - lo
-        total += n * t.item
-    return total
 
 
 def simulate(plan: Plan, cluster: Cluster) -> Trace:
@@ -158,15 +147,21 @@ class _Simulation:
         self.arrived: dict[int, float] = {}
         self.link_free: dict[tuple[int, int], float] = {}
         self.waiting: dict[int, Collective | Flat | Recv] = {}
-        self.costs: dict[tuple[object, ...], tuple[float, float]] = {}
+        self.node_free: dict[int, float] = {}
+        self.queue: list[tuple[float, int]] = []
+        self.costs: dict[tuple[object, ...], tuple[float, float, float]] = {}
+        self.pricing = Pricing(plan.graph, fused=cluster.fused_attention)
 
     def run(self) -> Trace:
-        ready = deque(range(self.plan.devices))
-        while ready:
-            rank = ready.popleft()
-            if rank in self.waiting and not self.resume(rank, ready):
-                continue
-            self.advance(rank, ready)
+        self.queue = [(0.0, rank) for rank in range(self.plan.devices)]
+        while self.queue:
+            at, rank = heapq.heappop(self.queue)
+            if rank in self.waiting:
+                self.resume(rank)
+            elif at < self.clock[rank]:  # looked at twice: its own time has not come
+                self.again(rank)
+            else:
+                self.advance(rank)
         if self.waiting:
             raise Stuck("; ".join(f"rank {r} waits in {self.plan.say(i)}" for r, i in self.waiting.items()))
         step = max(self.clock, default=0.0)
@@ -176,45 +171,63 @@ class _Simulation:
             tuple(fullest.largest), tuple(self.sent), self.plan.devices,
         )  # fmt: skip
 
-    def advance(self, rank: int, ready: deque[int]) -> None:
+    def again(self, rank: int) -> None:
+        """Look at a rank when all that happens before its clock has happened: links are given in order of time."""
+        heapq.heappush(self.queue, (self.clock[rank], rank))
+
+    def advance(self, rank: int) -> None:
+        """Run a rank up to its next communication, and that if its time has come."""
         program = self.plan.programs[rank]
+        first = True
         while self.at[rank] < len(program):
             instruction = program[self.at[rank]]
+            if isinstance(instruction, Collective | Flat | Recv | Send) and not first:
+                self.again(rank)
+                return
             if isinstance(instruction, Collective | Flat | Recv):
                 self.waiting[rank] = instruction
-                if not self.resume(rank, ready):
-                    return
-                continue
-            self.local(rank, instruction, ready)
+                self.resume(rank)
+                return
+            self.local(rank, instruction)
             self.at[rank] += 1
+            first = False
 
-    def resume(self, rank: int, ready: deque[int]) -> bool:
+    def resume(self, rank: int) -> None:
         """Go on behind a communication, if it can be had."""
         instruction = self.waiting[rank]
         if isinstance(instruction, Recv):
-            if instruction.task not in self.arrived:
-                return False
-            start = self.clock[rank]
-            self.clock[rank] = max(start, self.arrived[instruction.task])
-            self.finish(rank, instruction, start, "recv")
-            return True
+            if instruction.task in self.arrived:
+                start = self.clock[rank]
+                self.clock[rank] = max(start, self.arrived[instruction.task])
+                self.finish(rank, instruction, start, "recv")
+            return
         group = instruction.group
         if any(getattr(self.waiting.get(r), "task", None) != instruction.task for r in group):
-            return False
+            return
+        owns = {r: self.waiting[r] for r in group}
+        sizes = {
+            r: float(sum(self.memory[r].size(s) for s in (i.sources if isinstance(i, Collective) else (i.source,))))
+            for r, i in owns.items() if isinstance(i, Collective | Flat)
+        }  # fmt: skip
+        kind = instruction.kind.removeprefix("flat_")
+        largest = max(sizes.values())
         start = max(self.clock[r] for r in group)
+        begin = self.link(group, start, self.cluster.between_seconds(kind, group, largest))
+        end = begin + self.cluster.collective_seconds(kind, group, largest)
         for r in group:
-            own = self.waiting[r]
-            assert isinstance(own, Collective | Flat)
-            sources = own.sources if isinstance(own, Collective) else (own.source,)
-            size = float(sum(self.memory[r].size(s) for s in sources))
-            kind = own.kind.removeprefix("flat_")
-            seconds = self.cluster.collective_seconds(kind, group, size)
-            self.sent[r] += elements_sent(kind, len(group), size)  # type: ignore[arg-type]
-            self.clock[r] = start + seconds
-            self.finish(r, own, start, kind)
-            if r != rank:
-                ready.append(r)
-        return True
+            self.sent[r] += elements_sent(kind, len(group), sizes[r])  # type: ignore[arg-type]
+            self.clock[r] = end
+            self.finish(r, owns[r], start, kind)
+
+    def link(self, group: Iterable[int], start: float, seconds: float) -> float:
+        """When a transfer between nodes may begin; their links are taken for so long."""
+        if not seconds:
+            return start
+        nodes = {self.cluster.node(d) for d in group}
+        begin = max([start, *(self.node_free.get(n, 0.0) for n in nodes)])
+        for n in nodes:
+            self.node_free[n] = begin + seconds
+        return begin
 
     def finish(self, rank: int, instruction: Instruction, start: float, kind: str) -> None:
         self.events.append(Event(rank, start, self.clock[rank], kind, self.plan.say(instruction)))
@@ -222,19 +235,22 @@ class _Simulation:
         self.at[rank] += 1
         for b in writes(instruction, self.plan.works):
             self.memory[rank].add(("buffer", b), self.memory[rank].size(b), self.clock[rank])
+        self.again(rank)
 
-    def local(self, rank: int, instruction: Instruction, ready: deque[int]) -> None:
+    def local(self, rank: int, instruction: Instruction) -> None:
         memory, start = self.memory[rank], self.clock[rank]
         if isinstance(instruction, Send):
             size = float(memory.size(instruction.source))
-            link = (rank, instruction.peer)
-            begin = max(start, self.link_free.get(link, 0.0))
+            pair = (rank, instruction.peer)
+            begin = max(start, self.link_free.get(pair, 0.0))
+            if self.cluster.crosses(pair):
+                begin = self.link(pair, begin, size / self.cluster.between)
             end = begin + self.cluster.send_seconds(rank, instruction.peer, size)
-            self.link_free[link] = end
+            self.link_free[pair] = end
             self.arrived[instruction.task] = end
             self.sent[rank] += size
             if instruction.peer in self.waiting:
-                ready.append(instruction.peer)
+                heapq.heappush(self.queue, (end, instruction.peer))
             return
         if isinstance(instruction, Free):
             for b in instruction.buffers:
@@ -255,39 +271,32 @@ class _Simulation:
         key = (tuple((c.op, tuple(sorted(c.ranges.items()))) for c in work.calls),)
         if key not in self.costs:
             self.costs[key] = self.seconds(work)
-        once, kept = self.costs[key]
+        once, kept, workspace = self.costs[key]
         factor = 2.0 if instruction.kind == "backward" else 1.0
         self.clock[rank] = start + factor * once
         name = self.plan.graph.ops[work.calls[0].op].name
         self.events.append(Event(rank, start, self.clock[rank], instruction.kind, name, work.microbatch))
-        saved = ("saved", work.id)
-        if instruction.kind == "recompute" or (
+        saved, meanwhile = ("saved", work.id), ("meanwhile", work.id)
+        keep = instruction.kind == "recompute" or (
             instruction.kind == "forward" and not work.recompute and work.has_backward
-        ):
+        )
+        if keep:
             memory.add(saved, int(kept), self.clock[rank])
-        elif instruction.kind == "backward":
+        memory.add(meanwhile, int(workspace), self.clock[rank])
+        memory.drop(meanwhile)
+        if instruction.kind == "backward":
             memory.drop(saved)
 
-    def seconds(self, work: Work) -> tuple[float, float]:
-        total = 0.0
+    def seconds(self, work: Work) -> tuple[float, float, float]:
+        """Seconds forward, bytes kept, most bytes that an operator needs meanwhile."""
+        total, kept, workspace = 0.0, 0.0, 0.0
         for call in work.calls:
-            op = self.plan.graph.ops[call.op]
-            out = op.annotation.box(op.annotation.outputs[0], call.ranges)
-            share, touched = 1.0, 0.0
-            for name, (lo, hi) in call.ranges.items():
-                share *= (hi - lo) / op.annotation.sizes[name]
-            touched += _bytes(out, self.plan.graph.tensors[op.output].item)
-            for v, dims in zip(op.inputs, op.annotation.inputs, strict=True):
-                touched += _bytes(op.annotation.box(dims or (), call.ranges), self.plan.graph.tensors[v.tensor].item)
-            total += self.cluster.compute_seconds(op.flops * share, touched)
-        return total, float(saved_bytes(self.plan, work))
-
-
-def _bytes(box: Sequence[tuple[int, int]], item: int) -> float:
-    n = float(item)
-    for lo, hi in box:
-        n *= hi - lo
-    return n
+            cost = self.pricing.cost(self.plan.graph.ops[call.op], call.ranges)
+            if cost.touched:
+                total += self.cluster.compute_seconds(cost.flops, cost.touched)
+            kept += cost.kept
+            workspace = max(workspace, cost.workspace)
+        return total, kept, workspace
 
 
 def check_memory(plan: Plan, cluster: Cluster) -> None:
