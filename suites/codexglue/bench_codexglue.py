@@ -316,3 +316,26 @@ def test_everything(measure, data):
         return found
 
     assert measure(score, metric="seconds")["bleu"] > 0
+
+
+@pytest.mark.component("model")
+@pytest.mark.parametrize("family", ["encoder", "causal", "seq2seq"])
+def test_train_step(measure, device, family):
+    """Steps of each family on generated functions: subwords a second, padding not counted."""
+    from suites.codexglue import miniature
+    from systems.codexglue.recipes import model_for, train_model
+    from systems.codexglue.training import Budget
+
+    name = {"encoder": "defect_detection", "causal": "text_to_code", "seq2seq": "code_translation"}[family]
+    count = 512 if measure.full else 32
+    rows = (
+        [{"source": row["java"], "target": row["cs"]} for row in miniature.pairs(count)]
+        if family == "seq2seq"
+        else miniature.rows_of(name, count)
+    )
+    model = model_for(name, rows).to(device)
+    rates = []
+    for _ in range(5 if measure.full else 1):
+        done = train_model(name, model, rows, Budget(steps=8 if measure.full else 1))
+        rates.append(done.tokens / done.seconds)
+    measure.record("rate", rates, "token/s")

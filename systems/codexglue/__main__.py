@@ -7,8 +7,13 @@
   python -m systems.codexglue leaderboard --store store --task code_translation --format html --out board.html
   python -m systems.codexglue compare store/one.parquet store/other.parquet --metric exact_match
   python -m systems.codexglue retrieve code_translation --variant java-cs --out my.output   # a baseline, no learning
+  python -m systems.codexglue fetch code_translation --root data        # from the hub into the official layout
+  python -m systems.codexglue train code_translation --variant java-cs --size tiny --minutes 10 --out model
+  python -m systems.codexglue train code_completion_token --code src --minutes 5 --out model   # built from any Python
+  python -m systems.codexglue predict code_translation model --variant java-cs --out my.output
 
-Data sets are read from --root, or $CODEXGLUE_DATA, in the official layout. Exit status: 0 done, 2 refused; what is
+Data sets are read from --root, or $CODEXGLUE_DATA, in the official layout. Training that was interrupted goes on when
+the same command is given again. Exit status: 0 done, 2 refused; what is
 wrong with a file is told on standard error, a line a mistake.
 """
 
@@ -21,13 +26,14 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from systems.codexglue.baselines import RetrieveAndRename
 from systems.codexglue.board import compare, leaderboard, read_submission, submit, worst_rows
-from systems.codexglue.data import load
+from systems.codexglue.data import SPLITS, load
 from systems.codexglue.metrics import EDIT_BACKENDS
 from systems.codexglue.platform import evaluate
-from systems.codexglue.tasks import TASKS, CodexError, ValidationError, task
+from systems.codexglue.tasks import TASKS, CodexError, MissingData, ValidationError, task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,6 +103,38 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("--root", type=Path)
     baseline.add_argument("--out", type=Path, required=True)
     baseline.set_defaults(act=_retrieve)
+
+    got = commands.add_parser("fetch", help="download a data set from the hub into the official layout")
+    got.add_argument("name", metavar="TASK")
+    got.add_argument("--variant")
+    got.add_argument("--root", type=Path, required=True)
+    got.set_defaults(act=_fetch)
+
+    trained = commands.add_parser("train", help="train the task's baseline family, from scratch or from given weights")
+    trained.add_argument("name", metavar="TASK")
+    trained.add_argument("--out", type=Path, required=True, help="the folder of the model, and of its checkpoint")
+    trained.add_argument("--variant")
+    trained.add_argument("--root", type=Path)
+    trained.add_argument("--code", type=Path, help="a folder of Python to build rows from (completion, cloze)")
+    trained.add_argument("--words", nargs="+", help="candidate words of a cloze that is built from --code")
+    trained.add_argument("--size", default="tiny", help="tiny and small for a CPU, base as in the paper (default tiny)")
+    trained.add_argument("--start", help="weights to start from: a folder, or a name such as microsoft/codebert-base")
+    trained.add_argument("--minutes", type=float, help="default 10, where no --steps are given")
+    trained.add_argument("--steps", type=int, help="a number of steps: the same result each time")
+    trained.add_argument("--seed", type=int, default=0)
+    trained.add_argument("--device", default="cpu")
+    trained.set_defaults(act=_train)
+
+    told = commands.add_parser("predict", help="write the official prediction file of a trained model")
+    told.add_argument("name", metavar="TASK")
+    told.add_argument("model", type=Path, help="the folder that `train` wrote")
+    told.add_argument("--out", type=Path, required=True)
+    told.add_argument("--split", choices=SPLITS, default="test")
+    told.add_argument("--variant")
+    told.add_argument("--root", type=Path)
+    told.add_argument("--beam", type=int, default=1, help="width of the search of generated text")
+    told.add_argument("--device", default="cpu")
+    told.set_defaults(act=_predict)
     return parser
 
 
@@ -166,6 +204,57 @@ def _retrieve(given: argparse.Namespace) -> None:
     found = model.predict([row["source"] for row in load(given.name, "test", given.variant, given.root)])
     _write(given.out, "".join(f"{line}\n" for line in found))
     print(f"{len(found)} predictions from {len(train)} pairs: {given.out}")
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    from systems.codexglue.hub import fetch
+
+    for path in fetch(given.name, given.root, given.variant, progress=lambda line: print(line, file=sys.stderr)):
+        print(path)
+
+
+def _train(given: argparse.Namespace) -> None:
+    from systems.codexglue.recipes import model_for, train_model
+    from systems.codexglue.training import Budget
+
+    rows = _rows_to_train_on(given)
+    minutes = given.minutes if given.minutes is not None or given.steps is not None else 10.0
+    budget = Budget(steps=given.steps, minutes=minutes)
+    model = model_for(given.name, rows, size=given.size, start=given.start, seed=given.seed).to(given.device)
+    done = train_model(given.name, model, rows, budget, seed=given.seed, folder=given.out, progress=True)
+    model.save(given.out)
+    print(
+        f"{given.out}: {model.family}, {done.steps} steps on {len(rows)} rows, loss {done.mean_loss(0.1):.3f} -> "
+        f"{done.mean_loss(-0.1):.3f}, {done.tokens / max(done.seconds, 1e-9):,.0f} token/s"
+    )
+
+
+def _rows_to_train_on(given: argparse.Namespace) -> list[Any]:
+    from systems.codexglue import builders
+    from systems.codexglue.recipes import cloze_rows, completion_rows
+
+    if given.code is None:
+        return list(load(given.name, "train", given.variant, given.root))
+    paths = sorted(given.code.rglob("*.py"))
+    if not paths:
+        raise MissingData(f"{given.code}: no *.py below it to build rows from")
+    if given.name == "code_completion_token":
+        return completion_rows(builders.token_completion(paths))
+    if given.name.startswith("cloze"):
+        rows, answers = builders.cloze(paths, given.words or ["max", "min"], given.seed)
+        return cloze_rows(rows, answers)
+    raise CodexError(f"--code builds rows of code_completion_token and of cloze tasks, not of {given.name}")
+
+
+def _predict(given: argparse.Namespace) -> None:
+    from systems.codexglue.models import load_model
+    from systems.codexglue.recipes import answer
+
+    model = load_model(given.model).to(given.device)
+    rows = list(load(given.name, given.split, given.variant, given.root))
+    lines = list(answer(given.name, model, rows, beam=given.beam))
+    _write(given.out, "".join(f"{line}\n" for line in lines))
+    print(f"{len(lines)} predictions: {given.out}")
 
 
 def _write(path: Path | None, text: str) -> None:

@@ -22,6 +22,7 @@ from systems.codexglue.tasks import MissingData, Task, ValidationError, task
 from systems.codexglue.tasks import Problem as _Problem
 
 Row = dict[str, Any]
+Layout = tuple[list[Path], Callable[[], Iterator[Row]]]
 SPLITS = ("train", "valid", "test")
 
 
@@ -50,11 +51,7 @@ def load(name: str, split: str, variant: str | None = None, root: Path | str | N
     MissingData that says which file was looked for, and where the data can be had.
     """
     one = task(name)
-    one.check_variant(variant)
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}, expected {', '.join(SPLITS)}")
-    folder = Path(root or os.environ.get("CODEXGLUE_DATA") or "data/codexglue")
-    files, rows = _LAYOUTS[name](folder, split, variant)
+    files, rows = _layout(name, split, variant, root)
     for file in files:
         if not file.exists():
             where = f"huggingface.co/datasets/google/{one.hub}" if one.hub else "github.com/microsoft/CodeXGLUE"
@@ -62,6 +59,18 @@ def load(name: str, split: str, variant: str | None = None, root: Path | str | N
                 f"{name}, {split}: no {file}; give the folder of the data as root or $CODEXGLUE_DATA ({where})"
             )
     return Dataset(one, split, variant, tuple(files), rows)
+
+
+def files_of(name: str, split: str, variant: str | None = None, root: Path | str | None = None) -> tuple[Path, ...]:
+    """Where `load` looks for a split, whether it is there or not. Raises as `load` does for names."""
+    return tuple(_layout(name, split, variant, root)[0])
+
+
+def _layout(name: str, split: str, variant: str | None, root: Path | str | None) -> Layout:
+    task(name).check_variant(variant)
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}, expected {', '.join(SPLITS)}")
+    return _LAYOUTS[name](Path(root or os.environ.get("CODEXGLUE_DATA") or "data/codexglue"), split, variant)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -85,9 +94,6 @@ def _json_list(path: Path) -> Iterator[Row]:
     except ValueError as error:
         raise ValidationError([_Problem(0, "", "json", f"{path.name}: not JSON: {error}")]) from error
     yield from rows
-
-
-Layout = tuple[list[Path], Callable[[], Iterator[Row]]]
 
 
 def _jsonl(folder_name: str) -> Callable[[Path, str, str | None], Layout]:
