@@ -1,0 +1,1 @@
+"""TextNAS: architecture search for text representation (arXiv 1912.10729)."""
