@@ -66,6 +66,7 @@ def test_the_board_ranks_ours_among_the_published(files):
     page = leaderboard(files / "store", fmt="html")
     assert page.startswith("<!doctype html>")
     assert "<tr class='ours'><td>" in page
+    assert "<del>g3</del> <ins>f3</ins>" in page  # the worst row of "good", folded away
     assert "MAP" in leaderboard(None, "clone_detection_poj104").upper()
     with pytest.raises(ValueError, match="expected md, html or json"):
         leaderboard(None, fmt="pdf")
@@ -73,7 +74,31 @@ def test_the_board_ranks_ours_among_the_published(files):
         leaderboard(files / "nothing")
 
 
+def test_scores_of_other_grammars_have_a_ranking_of_their_own(files):
+    both(files)
+    for mixed in (False, True):
+        text = leaderboard(files / "store", "code_refinement", fmt="json", mixed=mixed)
+        lines = json.loads(text)["boards"]["code_refinement"]
+        groups = {line["compares"] for line in lines}
+        assert len(groups) == 2
+        for group in [groups] if mixed else [{one} for one in groups]:
+            own = [line for line in lines if line["compares"] in group]
+            assert [line["rank"] for line in own] == list(range(1, len(own) + 1))
+    lines = json.loads(leaderboard(None, "defect_detection", fmt="json"))["boards"]["defect_detection"]
+    assert {line["compares"] for line in lines} == {""}  # accuracy is accuracy
+
+
+def test_a_submission_keeps_the_texts_of_its_worst_rows(files):
+    one, other = map(read_submission, both(files))
+    assert [(row.row, row.score) for row in one.worst["exact_match"]] == [(4, 0.0)]
+    assert (one.worst["exact_match"][0].wanted, one.worst["exact_match"][0].given) == (
+        GOLD.splitlines()[3], GOOD.splitlines()[3],
+    )  # fmt: skip
+    assert len(other.worst["exact_match"]) == 5
+
+
 def test_names_cannot_break_the_page(files):
+    (files / "good").write_text(GOOD.replace("g3", "<script>"))
     submit(files / "store", "code_refinement", files / "gold", files / "good", "<script>alert(1)</script>")
     assert "<script>" not in leaderboard(files / "store", fmt="html")
 

@@ -8,8 +8,16 @@ import pytest
 
 from systems.codexglue import evaluate, metrics, validate
 from systems.codexglue.baselines import CachedNgramModel, LexicalClassifier, masked_tokens
-from systems.codexglue.builders import cloze, frequent_literals, line_completion, normalised, token_completion
+from systems.codexglue.builders import (
+    cloze,
+    frequent_literals,
+    line_completion,
+    normalised,
+    search,
+    token_completion,
+)
 from systems.codexglue.data import load
+from systems.codexglue.hub import write_layout
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 SOME = sorted(LIBRARY.glob("[a-d]*.py"))
@@ -101,3 +109,65 @@ def test_pairs_of_clones_are_told_apart(data):
 def test_names_are_masked_and_keywords_are_not():
     tokens = masked_tokens("int a1 = b; // c\nreturn \"s\" + 12;", frozenset({"int", "return"}))
     assert tokens == ["int", "I", "=", "I", ";", "return", '"s"', "+", "12", ";"]
+
+
+DOCUMENTED = '''
+def largest(values, other=None):
+    """The largest of all values, or other.
+
+    More of it.
+    """
+    best = other
+    for one in values:
+        best = one if best is None or one > best else best
+    return max(best, *values, key=lambda other: other)
+
+def test_of_it(values):
+    """A test of what is there."""
+    a = 1
+    return a
+
+def linked(values):
+    """See https://example.org for more of this."""
+    a = 1
+    return a
+
+def __hidden__(values):
+    """The hidden one of all values."""
+    a = 1
+    return a
+'''
+
+
+def test_searched_functions_are_documented_ones(tmp_path):
+    (tmp_path / "a.py").write_text(DOCUMENTED)
+    (tmp_path / "b.py").write_text(DOCUMENTED)  # the same code again
+    (tmp_path / "c.py").write_text("def broken(:")
+    skipped = []
+    (row,) = search(tmp_path.glob("*.py"), skipped=skipped)
+    assert [path.name for path in skipped] == ["c.py"]
+    assert row["func_name"] == "largest"
+    assert row["docstring_tokens"] == ["The", "largest", "of", "all", "values", ",", "or", "other", "."]
+    assert row["code_tokens"][:3] == ["def", "largest", "("]
+    assert "More of it" not in row["code"]
+
+
+def test_masked_functions_do_the_same_under_other_names(tmp_path):
+    (tmp_path / "a.py").write_text(DOCUMENTED)
+    (row,) = search(tmp_path.glob("*.py"), masked=True)
+    assert not {"largest", "values", "best", "one", "other"} & set(row["code_tokens"])
+    space = {}
+    exec(compile(row["code"], "masked", "exec"), space)
+    assert space["Func"]([3, 9, 2]) == 9
+    assert space["Func"]([3, 9, 2], 11) == 11
+
+
+def test_the_standard_library_has_functions_to_search_and_summarise(tmp_path):
+    rows = search(SOME)
+    assert len(rows) > 50
+    assert len({row["url"] for row in rows}) == len(rows)
+    for name in ("code_search_adv", "code_summarization"):
+        variant = "python" if name == "code_summarization" else None
+        write_layout(name, "train", variant, rows[:5], tmp_path)
+        again = list(load(name, "train", variant, tmp_path))
+        assert [row["func_name"] for row in again] == [row["func_name"] for row in rows[:5]]

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--task", dest="name", help="default: all tasks")
     board.add_argument("--format", choices=("md", "html", "json"), default="md")
     board.add_argument("--ours", action="store_true", help="without the public rows")
+    board.add_argument("--mixed", action="store_true", help="rank scores of different grammars together")
     board.add_argument("--out", type=Path, help="default: standard output")
     board.set_defaults(act=_leaderboard)
 
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     trained.add_argument("--out", type=Path, required=True, help="the folder of the model, and of its checkpoint")
     trained.add_argument("--variant")
     trained.add_argument("--root", type=Path)
-    trained.add_argument("--code", type=Path, help="a folder of Python to build rows from (completion, cloze)")
+    trained.add_argument("--code", type=Path, help="Python to build completion, cloze, search or summary rows from")
     trained.add_argument("--words", nargs="+", help="candidate words of a cloze that is built from --code")
     trained.add_argument("--size", default="tiny", help="tiny and small for a CPU, base as in the paper (default tiny)")
     trained.add_argument("--start", help="weights to start from: a folder, or a name such as microsoft/codebert-base")
@@ -185,7 +186,8 @@ def _submit(given: argparse.Namespace) -> None:
 
 
 def _leaderboard(given: argparse.Namespace) -> None:
-    _write(given.out, leaderboard(given.store, given.name, with_published=not given.ours, fmt=given.format))
+    text = leaderboard(given.store, given.name, with_published=not given.ours, fmt=given.format, mixed=given.mixed)
+    _write(given.out, text)
 
 
 def _compare(given: argparse.Namespace) -> None:
@@ -243,7 +245,9 @@ def _rows_to_train_on(given: argparse.Namespace) -> list[Any]:
     if given.name.startswith("cloze"):
         rows, answers = builders.cloze(paths, given.words or ["max", "min"], given.seed)
         return cloze_rows(rows, answers)
-    raise CodexError(f"--code builds rows of code_completion_token and of cloze tasks, not of {given.name}")
+    if given.name in {"code_search_adv", "code_summarization"}:
+        return builders.search(paths)
+    raise CodexError(f"--code builds rows of completion, cloze, search and summarisation, not of {given.name}")
 
 
 def _predict(given: argparse.Namespace) -> None:

@@ -10,13 +10,12 @@ says, so that the same submission is one file, and nothing that is there is ever
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +36,35 @@ PUBLISHED_FRACTIONS = frozenset({"f1", "precision", "recall"})
 """Metrics that the public board shows as fractions for clone detection."""
 
 
+LONGEST = 2000
+WORST = 5
+"""Rows a metric whose texts a submission keeps."""
+
+
+DEFINED = frozenset({"codebleu", "edit_sim"})
+"""Metrics that depend on more than the files: grammars, and the algorithm of the edit similarity."""
+PUBLIC = "the public board's own"
+
+
 class SubmissionError(CodexError):
     """A submission lacks something, or a file of the store is no submission."""
 
 
 @dataclass(frozen=True)
+class WorstRow:
+    """A row (from 1) with its score, what was wanted and what was given, each cut at `LONGEST` characters."""
+
+    row: int
+    score: float
+    wanted: str
+    given: str
+
+
+@dataclass(frozen=True)
 class Submission:
     """One scored prediction file. scores: by metric, percent; rows: by metric the score of each row, fractions or
-    percent as the metric has them; meta: versions, grammars, counts, hashes of both files.
+    percent as the metric has them; meta: versions, grammars, counts, hashes of both files; worst: by metric the rows
+    with the lowest scores and their texts, of tasks whose answers are texts.
     """
 
     task: str
@@ -56,6 +76,7 @@ class Submission:
     scores: Mapping[str, float]
     rows: Mapping[str, Sequence[float]]
     meta: Mapping[str, Any]
+    worst: Mapping[str, Sequence[WorstRow]] = field(default_factory=dict)
 
 
 def submit(
@@ -81,6 +102,7 @@ def submit(
         "url": url, "when": when, "scores": {key: value * UNITS.get(key, 1.0) if name != "code_completion_token"
         else value for key, value in scores.exact.items()},
         "rows": {key: list(map(float, values)) for key, values in scores.rows.items()}, "meta": dict(scores.meta),
+        "worst": _worst_texts(name, Path(answers), Path(predictions), scores.rows),
     }  # fmt: skip
     content = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
     folder = Path(store)
@@ -99,6 +121,32 @@ def submit(
     return path
 
 
+def _worst_texts(
+    name: str, answers: Path, predictions: Path, rows: Mapping[str, Sequence[float]]
+) -> dict[str, list[tuple[int, float, str, str]]]:
+    """By metric, the rows with the lowest scores and their texts; nothing for tasks whose answers are no texts."""
+    if name not in _TEXTS:
+        return {}
+    wanted, given = (path.read_text(encoding="utf-8").splitlines() for path in (answers, predictions))
+    if name == "text_to_code":
+        wanted = [orjson.loads(line)["code"] for line in wanted if line.strip()]
+    elif name == "code_summarization":
+        wanted, given = ([line.partition("\t")[2] for line in sorted(lines)] for lines in (wanted, given))
+    found: dict[str, list[tuple[int, float, str, str]]] = {}
+    for metric, scores in rows.items():
+        if len(scores) == len(wanted) == len(given):
+            order = np.argsort(np.asarray(scores, float), kind="stable")[:WORST]
+            found[metric] = [
+                (int(k) + 1, float(scores[k]), wanted[k][:LONGEST], given[k][:LONGEST])
+                for k in order.tolist()
+                if wanted[k] != given[k]
+            ]
+    return found
+
+
+_TEXTS = frozenset({"code_translation", "code_refinement", "doc_translation", "text_to_code", "method_generation"})
+
+
 def read_submission(path: Path | str) -> Submission:
     """A stored submission. Raises SubmissionError for a file that is none, or of a schema that is not known."""
     try:
@@ -106,7 +154,8 @@ def read_submission(path: Path | str) -> Submission:
         record, rows = json.loads(frame["record"][0]), json.loads(frame["rows"][0])
         schema = record.pop("schema")
         if schema == SCHEMA:
-            return Submission(rows=rows, **record)
+            worst = {key: [WorstRow(*row) for row in found] for key, found in record.pop("worst", {}).items()}
+            return Submission(rows=rows, worst=worst, **record)
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise SubmissionError(f"{path} is no submission: {error}") from error
     raise SubmissionError(f"{path}: schema {schema}, this version reads {SCHEMA}")
@@ -177,7 +226,9 @@ def worst_rows(one: Submission, metric: str, count: int = 10) -> list[tuple[int,
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the board: values by metric, percent; ours: of the store, with the definition that it was scored by."""
+    """A line of the board: values by metric, percent; ours: of the store, with the definition that it was scored by;
+    compares: the part of the definition that a main metric depends on; lines with the same one are ranked together.
+    """
 
     model: str
     organisation: str
@@ -185,6 +236,8 @@ class Line:
     values: Mapping[str, float]
     ours: bool
     definition: str = ""
+    compares: str = ""
+    worst: Mapping[str, Sequence[WorstRow]] = field(default_factory=dict)
 
 
 def lines_of(name: str, found: Sequence[Submission], *, with_published: bool = True) -> list[Line]:
@@ -197,7 +250,10 @@ def lines_of(name: str, found: Sequence[Submission], *, with_published: bool = T
         told = [f"{package} {version}" for package, version in (grammar or {}).items()]
         told += [entry.meta["edit_backend"]] if "edit_backend" in entry.meta else []
         values = {key if key.endswith("]") else f"{key}{suffix}": value for key, value in entry.scores.items()}
-        lines.append(Line(entry.model, entry.organisation, entry.when, values, True, ", ".join(told)))
+        compares = ", ".join(told) if set(one.main) & DEFINED else ""
+        lines.append(
+            Line(entry.model, entry.organisation, entry.when, values, True, ", ".join(told), compares, entry.worst)
+        )
     if with_published:
         for row in published():
             values = {
@@ -206,7 +262,8 @@ def lines_of(name: str, found: Sequence[Submission], *, with_published: bool = T
                 if key.partition("/")[0] == name
             }
             if values:
-                lines.append(Line(row.model, row.organisation, row.date, values, False))
+                compares = PUBLIC if set(one.main) & DEFINED else ""
+                lines.append(Line(row.model, row.organisation, row.date, values, False, "", compares))
     return sorted(lines, key=lambda line: (-_standing(one.main, line), line.model))
 
 
@@ -220,13 +277,25 @@ def _standing(main: Sequence[str], line: Line) -> float:
     return sum(values) / len(values)
 
 
+def ranked(lines: Sequence[Line], *, mixed: bool = False) -> list[tuple[int, Line]]:
+    """(rank, line), best first: a ranking for each definition, or with `mixed` one over all."""
+    if mixed:
+        return list(enumerate(lines, 1))
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.compares, []).append(line)
+    return [pair for group in groups.values() for pair in enumerate(group, 1)]
+
+
 def leaderboard(
-    store: Path | str | None, name: str | None = None, *, with_published: bool = True, fmt: Format = "md"
-) -> str:
+    store: Path | str | None, name: str | None = None, *, with_published: bool = True, fmt: Format = "md",
+    mixed: bool = False,
+) -> str:  # fmt: skip
     """The board of a task, or of all: local submissions beside the public rows, as Markdown, HTML or JSON.
 
-    Rows whose numbers come from other grammars or edit back ends say so and are ranked, but marked: such numbers do
-    not compare. Raises KeyError for an unknown task, ValueError for an unknown format, MissingData without a store.
+    Lines whose main metrics come from other grammars or edit back ends do not compare: each definition has a ranking
+    of its own, unless they are asked for `mixed`. Raises KeyError for an unknown task, ValueError for an unknown
+    format, MissingData without a store.
     """
     if fmt not in {"md", "html", "json"}:
         raise ValueError(f"format {fmt!r}, expected md, html or json")
@@ -239,12 +308,17 @@ def leaderboard(
     total = _overall(boards)
     if fmt == "json":
         record: dict[str, Any] = {
-            key: [{**vars(line), "values": dict(line.values)} for line in lines] for key, lines in boards.items()
+            key: [
+                {"rank": rank, **asdict(line), "values": dict(line.values)}
+                for rank, line in ranked(lines, mixed=mixed)
+            ]
+            for key, lines in boards.items()
         }
         return json.dumps({"boards": record, "overall": total, "complaints": complaints}, indent=1)
-    if fmt == "md":
-        return _markdown(boards, total, complaints)
-    return _page(boards, total, complaints)
+    from systems.codexglue import page
+
+    render = page.markdown if fmt == "md" else page.html_page
+    return render({key: ranked(lines, mixed=mixed) for key, lines in boards.items()}, total, complaints)
 
 
 def _overall(boards: Mapping[str, Sequence[Line]]) -> dict[str, float]:
@@ -262,64 +336,3 @@ def _overall(boards: Mapping[str, Sequence[Line]]) -> dict[str, float]:
         except KeyError:
             continue
     return found
-
-
-def _metrics(lines: Sequence[Line]) -> list[str]:
-    return list(dict.fromkeys(key for line in lines for key in line.values))
-
-
-def _cell(line: Line, metric: str) -> str:
-    value = line.values.get(metric)
-    return "" if value is None else f"{value:.2f}"
-
-
-def _markdown(boards: Mapping[str, Sequence[Line]], total: Mapping[str, float], complaints: Sequence[str]) -> str:
-    out = []
-    for name, lines in boards.items():
-        metrics = _metrics(lines)
-        out += [f"## {TASKS[name].title}", "", f"| # | model | date | {' | '.join(metrics)} | scored by |"]
-        out.append("|---" * (4 + len(metrics)) + "|")
-        for rank, line in enumerate(lines, 1):
-            model = f"**{line.model}**" if line.ours else line.model
-            cells = " | ".join(_cell(line, metric) for metric in metrics)
-            out.append(f"| {rank} | {model} | {line.when} | {cells} | {line.definition} |")
-        out.append("")
-    for model, score in total.items():
-        out.append(f"Overall score of **{model}**: {score:.2f}")
-    out += [f"- left out: {complaint}" for complaint in complaints]
-    return "\n".join(out).rstrip() + "\n"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --ours: #2a78d622; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
-tr.ours { background: var(--ours); font-weight: 600; } small { opacity: .75; }
-"""
-
-
-def _page(boards: Mapping[str, Sequence[Line]], total: Mapping[str, float], complaints: Sequence[str]) -> str:
-    parts = []
-    for name, lines in boards.items():
-        metrics = _metrics(lines)
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in ("#", "model", "date", *metrics, "scored by"))
-        body = []
-        for rank, line in enumerate(lines, 1):
-            cells = [str(rank), line.model, line.when, *(_cell(line, metric) for metric in metrics), line.definition]
-            row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            body.append(f"<tr class='ours'>{row}</tr>" if line.ours else f"<tr>{row}</tr>")
-        parts.append(
-            f"<h2 id='{name}'>{html.escape(TASKS[name].title)}</h2><div class='scroll'><table><thead><tr>{head}</tr>"
-            f"</thead><tbody>{''.join(body)}</tbody></table></div>"
-        )
-    overall = "".join(f"<p>Overall score of <b>{html.escape(m)}</b>: {score:.2f}</p>" for m, score in total.items())
-    left_out = "".join(f"<li>left out: {html.escape(text)}</li>" for text in complaints)
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
-        f"content='width=device-width, initial-scale=1'><title>CodeXGLUE leaderboard</title><style>{_STYLE}</style>"
-        f"</head><body><h1>CodeXGLUE leaderboard</h1><p><small>Percent. Rows of this store are marked; the others are "
-        f"those of the public board.</small></p>{overall}{''.join(parts)}<ul>{left_out}</ul></body></html>\n"
-    )

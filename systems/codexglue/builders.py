@@ -3,6 +3,7 @@
     files = token_completion(Path("src").rglob("*.py"))          # rows as of code_completion_token
     rows = line_completion(files, count=1000, seed=0)            # rows as of code_completion_line
     blanks = cloze(paths, ["max", "min"], seed=0)                # rows as of cloze_maxmin, with their answers
+    found = search(paths)                                        # rows as of code_search_adv and code_summarization
 
 The standard library is always there to build from. Files that are not UTF-8, or not Python, are passed over and
 counted by the caller's `skipped` list where one is given. One seed, one result.
@@ -156,6 +157,65 @@ def cloze(
             answers[key] = tokens[at]
             rows.append({"idx": key, "nl_tokens": words, "pl_tokens": [*tokens[:at], "<mask>", *tokens[at + 1 :]]})
     return rows, answers
+
+
+def search(
+    paths: Iterable[Path], *, masked: bool = False, skipped: list[Path] | None = None
+) -> list[dict[str, Any]]:
+    """Rows {idx, url, func_name, code, code_tokens, docstring, docstring_tokens}: documented functions.
+
+    As the benchmark filters them: the first paragraph of the docstring has 3 to 256 words, no link or tag, and is
+    ASCII; the function parses, is three lines and more, no test and no `__method__`; of equal codes the first is kept.
+    masked: the function's name, its arguments and variables are `Func`, `arg_0`, `arg_1`, ... as in the test part of
+    AdvTest, so that a query's words are not found in them.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for path, text in _sources(paths, skipped):
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("__") or "test" in node.name.lower():
+                continue
+            docstring = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ").strip()
+            words = re.findall(r"\w+|[^\w\s]", docstring)
+            bare = _without_docstring(node)
+            code = ast.unparse(ast.fix_missing_locations(_masked(bare) if masked else bare))
+            if not 3 <= len(words) <= 256 or not docstring.isascii() or _LINK.search(docstring):
+                continue
+            if code in seen or code.count("\n") < 2:
+                continue
+            seen.add(code)
+            rows.append({
+                "idx": len(rows), "url": f"{path.name}#L{node.lineno}", "func_name": node.name, "code": code,
+                "code_tokens": [token for _, token in _tokens(code + "\n") if token.strip()],
+                "docstring": docstring, "docstring_tokens": words,
+            })  # fmt: skip
+    return rows
+
+
+_LINK = re.compile(r"https?:|www\.|<\w+[^>]*>")
+
+
+def _masked(node: ast.FunctionDef) -> ast.FunctionDef:
+    """A copy with the names that the function itself binds replaced by `Func`, `arg_0`, `arg_1`, ..."""
+    copy = ast.parse(ast.unparse(ast.fix_missing_locations(node))).body[0]
+    assert isinstance(copy, ast.FunctionDef)
+    names = {copy.name: "Func"}
+    arguments = [a for part in ast.walk(copy) if isinstance(part, ast.arg) for a in (part.arg,)]
+    stored = [n.id for n in ast.walk(copy) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    outer = {name for n in ast.walk(copy) if isinstance(n, ast.Global | ast.Nonlocal) for name in n.names}
+    for name in (*arguments, *stored):
+        if name not in outer:
+            names.setdefault(name, f"arg_{len(names) - 1}")
+    for part in ast.walk(copy):
+        if isinstance(part, ast.Name):
+            part.id = names.get(part.id, part.id)
+        elif isinstance(part, ast.arg):
+            part.arg = names.get(part.arg, part.arg)
+        elif isinstance(part, ast.FunctionDef):
+            part.name = names.get(part.name, part.name)
+        elif isinstance(part, ast.ExceptHandler) and part.name:
+            part.name = names.setdefault(part.name, f"arg_{len(names) - 1}")
+    return copy
 
 
 def _without_docstring(node: ast.FunctionDef) -> ast.FunctionDef:
