@@ -241,7 +241,7 @@ BASE = Config()
 LARGE = Config(
     hidden=1024, layers=24, heads=16, intermediate=4096, coordinate_size=171, shape_size=170, fast_qkv=False
 )  # fmt: skip
-_LITTLE = {"blocks": (1, 1, 1, 1), "groups": 4, "norm": "batch", "max_positions": 512}
+_LITTLE = {"blocks": (1, 1, 1, 1), "groups": 4, "norm": "batch", "attention_dropout": 0.0}
 SMALL = Config(
     vocab_size=4096, hidden=256, layers=6, heads=8, intermediate=768, coordinate_size=43, shape_size=42,
     width_per_group=8, stem_channels=32, res2_channels=64, fpn_channels=96, **_LITTLE,  # type: ignore[arg-type]
