@@ -66,17 +66,21 @@ class Pricing:
             share *= (hi - lo) / annotation.sizes[ident] if annotation.sizes.get(ident) else 1.0
         out = size(annotation.box(annotation.outputs[0], ranges), tensors[op.output].item)
         touched = out
+        weights = 0.0  # their gradients have buffers of their own
         for v, dims in zip(op.inputs, annotation.inputs, strict=True):
-            touched += size(annotation.box(dims or (), ranges), tensors[v.tensor].item)
-        kept, workspace = (out if self.keeps(op) else 0.0), 0.0
+            read = size(annotation.box(dims or (), ranges), tensors[v.tensor].item)
+            touched += read
+            weights += read if tensors[v.tensor].kind != "activation" else 0.0
+        kept = out if self.keeps(op) else 0.0
+        workspace = touched - weights if op.grad else out  # while its backward runs: gradients of what it read and wrote
         if name == "embedding":
-            touched = 2 * out
+            touched = workspace = 2 * out
         if name == "scaled_dot_product_attention" and not self.fused:
             q, k = (annotation.box(annotation.inputs[i] or (), ranges) for i in (0, 1))
             scores = size(q[:-1], tensors[op.output].item) * (k[-2][1] - k[-2][0])
             touched += 4 * scores  # written, read and written by the softmax, read by the second product
             kept += scores if op.grad else 0.0
-            workspace = scores
+            workspace += 2 * scores  # gradients of both sides of the softmax
         return Cost(op.flops * share, touched, kept, workspace)
 
 

@@ -64,21 +64,27 @@ class Cut:
 class _Row:
     """What does not depend on the bound of the slowest stage."""
 
-    def __init__(self, variants: Sequence[Variant], devices: int, microbatches: int, memory: float, most: int) -> None:
-        self.variants, self.microbatches = variants, microbatches
+    def __init__(
+        self, variants: Sequence[Variant], devices: int, microbatches: int, memory: float, most: int, lockstep: bool
+    ) -> None:
+        self.variants, self.microbatches, self.lockstep = variants, microbatches, lockstep
         self.count = len(variants[0].seconds)
         self.grain = gcd(devices, *(v.devices for v in variants))
         self.devices = devices // self.grain
         self.stages = min(most, self.count, self.devices // min(v.devices // self.grain for v in variants))
         self.sums = [np.concatenate([[0.0], np.cumsum(v.seconds)]) for v in variants]
-        depths = {min(s, microbatches) for s in range(1, self.stages + 1)}
+        depths = {self.flying(s) for s in range(1, self.stages + 1)}
         self.fitting = {(k, s): _fitting(v, s, memory) for k, v in enumerate(variants) for s in depths}
+
+    def flying(self, s: int) -> int:
+        """Micro-batches that the stage at position s from the end holds."""
+        return min(2 * s - 1 if self.lockstep else s, self.microbatches)
 
     def ends(self, k: int, s: int, slowest: float) -> NDArray[np.intp]:
         """The last end of a stage that begins at each unit, by time and memory."""
         sums = self.sums[k]
         reach = np.searchsorted(sums, sums + slowest * (1 + 1e-12), side="right") - 1
-        return np.minimum(reach[:-1], self.fitting[k, min(s, self.microbatches)])
+        return np.minimum(reach[:-1], self.fitting[k, self.flying(s)])
 
     def least(self, slowest: float) -> tuple[float, list[Numbers], int, int]:
         """The least total with no stage slower; tables, stages and devices of where it is."""
@@ -177,15 +183,16 @@ def _windows(values: Numbers, starts: NDArray[np.intp], ends: NDArray[np.intp]) 
 def cut(
     variants: Sequence[Variant], devices: int, microbatches: int, memory: float = inf, *, most_stages: int = 64,
     gap: float = 0.01, known: float = inf, most: int = 60,
+    lockstep: bool = False,
 ) -> Cut | None:  # fmt: skip
     """The stages with the least (M - 1) slowest + total on `devices` devices; None where nothing fits.
 
-    known: an objective that is reached elsewhere: nothing above it is looked for. gap: stop when the bound is as near.
+    lockstep: stages hold 2 s - 1 micro-batches instead of s. known: an objective that is reached elsewhere: nothing above it is looked for. gap: stop when the bound is as near.
     """
     variants = [v for v in variants if v.devices <= devices]
     if not variants:
         return None
-    row = _Row(variants, devices, microbatches, memory, most_stages)
+    row = _Row(variants, devices, microbatches, memory, most_stages, lockstep)
     weight = microbatches - 1
     # No stage is faster than the slowest unit's fastest variant, nor than an even share of the device-seconds.
     fastest = np.min([v.seconds for v in variants], 0)

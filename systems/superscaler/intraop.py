@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from systems.superscaler.capture import structure
 from systems.superscaler.cluster import Cluster
-from systems.superscaler.costs import Cost, Pricing, name_of
+from systems.superscaler.costs import Cost, Pricing
 from systems.superscaler.elimination import Assignment, Problem, solve
 from systems.superscaler.errors import InvalidPlan
 from systems.superscaler.following import home, output_dim
@@ -314,7 +314,8 @@ class UnitCost:
     """What a unit costs a device for a micro-batch, under some choices.
 
     forward, backward, again: seconds (again: of computing it anew, without communication); saved, entering: bytes kept
-    until the backward without and with recompute; transient: most bytes meanwhile, without and with recompute;
+    until the backward without recompute, and with recompute of segments; border: with recompute of the whole unit;
+    transient: most bytes meanwhile for these three, moving: seconds of communication in the forward;
     weights, trained: bytes stored of parameters, and of those that are trained; elements: trained elements stored;
     leaving: bytes of what goes on to the next unit, for a copy's samples.
     """
@@ -324,7 +325,9 @@ class UnitCost:
     again: float = 0.0
     saved: float = 0.0
     entering: float = 0.0
-    transient: tuple[float, float] = (0.0, 0.0)
+    border: float = 0.0
+    moving: float = 0.0
+    transient: tuple[float, float, float] = (0.0, 0.0, 0.0)
     weights: float = 0.0
     trained: float = 0.0
     elements: float = 0.0
@@ -338,6 +341,7 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
     inside = {op.id for op in unit.ops}
     wanted: dict[tuple[int, Place, Place, bool], None] = {}
     segment = kept = peak = work = 0.0
+    alive = 0.0
     entered: set[tuple[int, Place]] = set()
     stored: dict[tuple[int, object], tuple[float, int]] = {}
     for op in unit.ops:
@@ -358,19 +362,23 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
             if (forward or backward) and (v.tensor, *want, grad) not in wanted:
                 wanted[v.tensor, *want, grad] = None
                 found.forward += forward
+                found.moving += forward
                 found.backward += backward
             if forward or backward or producer.id not in inside:
                 cut = cut or bool(forward)
                 if op.grad and (v.tensor, want[0]) not in entered:
                     entered.add((v.tensor, want[0]))
-                    found.entering += choices.tensor_bytes(producer) / (1 if want[0] == "R" else choices.spread.tp)
-        if cut:
+                    own = choices.tensor_bytes(producer) / (1 if want[0] == "R" else choices.spread.tp)
+                    found.entering += own
+                    found.border += own if producer.id not in inside else 0.0
+        if cut:  # a communication ends a segment
             segment = 0.0
         found.forward += many * seconds
         found.backward += 2 * many * seconds if op.grad else 0.0
         found.again += many * seconds if op.grad else 0.0
         kept += many * cost.kept
         segment += cost.kept  # of one part: the others' are gone, or still to come
+        alive += cost.kept
         peak = max(peak, segment + cost.workspace)
         work = max(work, cost.workspace)
         for t, own, _ in choices.weights(op, name):
@@ -379,7 +387,7 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
             if choices.graph.tensors[t].grad and op.grad:
                 found.stored[t] = max(found.stored.get(t, 0.0), own)
     found.saved = kept
-    found.transient = (work, peak)
+    found.transient = (work, peak, alive + work)
     for own, t in stored.values():
         found.weights += own
         if graph.tensors[t].grad:
@@ -396,8 +404,3 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
 
 def _input_of(op: Op, tensor: int) -> int:
     return next(i for i, v in enumerate(op.inputs) if v.tensor == tensor)
-
-
-def attention_of(op: Op) -> bool:
-    """Whether an operator is an attention."""
-    return name_of(op) == "scaled_dot_product_attention"

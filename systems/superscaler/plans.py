@@ -7,7 +7,7 @@ returns an `SProgram`, to be changed further or built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from systems.superscaler.errors import InvalidPlan
@@ -163,7 +163,7 @@ def co_shard(
 def interlaced(graph: Graph, pp: int, *, tp: int = 1, microbatches: int = 4) -> SProgram:
     """Layers in stages; embedding and output head over all devices, between the stage tasks of other micro-batches.
 
-    The shared layers are ordered by list scheduling: wherever all devices are free soonest.
+    All stages run a forward, then all a backward, and shared layers between these: no stage waits in the steady state.
     """
     devices = pp * tp
     s = SProgram(graph, devices)
@@ -171,14 +171,23 @@ def interlaced(graph: Graph, pp: int, *, tp: int = 1, microbatches: int = 4) -> 
     at = stages(graph, pp)
     wide = {i: n for i, n in columns_and_rows(graph, devices).items() if graph.ops[i].block < 0}
     cuts = columns_and_rows(graph, tp, vocabulary=False) if tp > 1 else {}
-    layers = {op.id: at[op.id] for op in graph.ops if op.id not in wide}
     for op in graph.ops:
         if op.id in wide:
             spread(s, op, range(devices), 1, wide[op.id])
         else:
             spread(s, op, range(at[op.id] * tp, at[op.id] * tp + tp), 1, cuts.get(op.id))
-    order(s, {i: stage for i, stage in layers.items() if graph.ops[i].block >= 0}, one_f_one_b_order(pp, microbatches))
+    order(s, shared_chunks(graph, at, wide), lockstep_order(pp, microbatches))
     return s
+
+
+def shared_chunks(graph: Graph, at: Mapping[int, int], wide: Iterable[int]) -> dict[int, int]:
+    """Operator -> chunk of an interlaced pipeline: the stages, what enters them (-1), what leaves them (-2)."""
+    wide, first = set(wide), next((op.id for op in graph.ops if op.block >= 0), 0)
+    return {
+        op.id: (-1 if op.id < first else -2) if op.id in wide else at[op.id]
+        for op in graph.ops
+        if op.id in wide or op.block >= 0
+    }
 
 
 def three_f_one_b(graph: Graph, pp: int, *, dp: int = 1, microbatches: int = 4) -> SProgram:
@@ -230,7 +239,7 @@ def order(s: SProgram, at: Mapping[int, int], lines: Sequence[Sequence[Slot]]) -
         if op.id in at and not op.prologue:
             ops.setdefault(at[op.id], []).append(op)
     for own in lines:
-        s.sequence([Task(tuple(ops[chunk]), mb, way) for chunk, mb, way in own])
+        s.sequence([Task(tuple(ops[chunk]), mb, way) for chunk, mb, way in own if chunk in ops])
 
 
 def gpipe_order(pp: int, microbatches: int) -> list[list[Slot]]:
@@ -243,16 +252,33 @@ def gpipe_order(pp: int, microbatches: int) -> list[list[Slot]]:
 
 def one_f_one_b_order(pp: int, microbatches: int) -> list[list[Slot]]:
     """Stage p runs pp - p forwards, then one backward and one forward in turn, then the backwards that are left."""
+    return [_alternating(p, min(pp - p, microbatches), microbatches) for p in range(pp)]
+
+
+def lockstep_order(pp: int, microbatches: int) -> list[list[Slot]]:
+    """All stages run a forward, then all a backward; between, all run what leaves the stages (-2) and enters them (-1).
+
+    Stage p holds up to 2 (pp - p) - 1 micro-batches: what the missing bubble costs.
+    """
     found = []
     for p in range(pp):
-        warm = min(pp - p, microbatches)
-        own: list[Slot] = [(p, m, "F") for m in range(warm)]
-        for m in range(microbatches):
-            own.append((p, m, "B"))
-            if warm + m < microbatches:
-                own.append((p, warm + m, "F"))
+        own: list[Slot] = []
+        for i in range(microbatches + 2 * (pp - 1)):
+            back = i - 2 * (pp - 1)
+            wanted: list[Slot] = [(-1, i, "F"), (p, i - p, "F"), (-2, i - pp + 1, "F"), (-2, i - pp + 1, "B"),
+                                  (p, back + p, "B"), (-1, back, "B")]  # fmt: skip
+            own += [slot for slot in wanted if 0 <= slot[1] < microbatches]
         found.append(own)
     return found
+
+
+def _alternating(p: int, warm: int, microbatches: int) -> list[Slot]:
+    own: list[Slot] = [(p, m, "F") for m in range(warm)]
+    for m in range(microbatches):
+        own.append((p, m, "B"))
+        if warm + m < microbatches:
+            own.append((p, warm + m, "F"))
+    return own
 
 
 def interleaved_order(pp: int, chunks: int, microbatches: int) -> list[list[Slot]]:
