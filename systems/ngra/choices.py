@@ -15,8 +15,10 @@ from systems.ngra.graph import ProgramError
 
 @dataclass(frozen=True)
 class Settings:
-    """optimize: run the passes; backend: "auto", "c" or "torch"; threads: None for torch's number; hoist: reuse sums
-    of data that never change; pointwise: vertices from which elementwise stretches of vertex stages get kernels."""
+    """optimize: run the passes; backend: "auto" (by the device of the data), "c", "torch" or "triton"; threads: None
+    for torch's number; hoist: reuse sums of data that never change; pointwise: vertices from which elementwise
+    stretches of vertex stages get kernels.
+    """
 
     optimize: bool = True
     backend: str = "auto"
@@ -45,8 +47,8 @@ def settings(**changes: Any) -> Iterator[Settings]:
     Raises ProgramError for a back end that does not exist.
     """
     chosen = replace(current_settings(), **changes)
-    if chosen.backend not in {"auto", "c", "torch"}:
-        raise ProgramError(f'backend is {chosen.backend!r}, expected "auto", "c" or "torch"')
+    if chosen.backend not in {"auto", "c", "torch", "triton"}:
+        raise ProgramError(f'backend is {chosen.backend!r}, expected "auto", "c", "torch" or "triton"')
     if chosen.threads is not None and chosen.threads < 1:
         raise ProgramError(f"threads is {chosen.threads}, expected at least 1")
     token = _SETTINGS.set(chosen)

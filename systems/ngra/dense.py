@@ -37,7 +37,9 @@ class _Product(torch.autograd.Function):
 
 def permuted(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """(rows, ...): row k is x[order[k]], under autograd; inverse: where each row of x went. Both (rows,) int64."""
-    if not x.is_floating_point():
+    if x.device != order.device:
+        order, inverse = order.to(x.device), inverse.to(x.device)
+    if not x.is_floating_point() or x.device.type != "cpu":
         return x.index_select(0, order)
     return _Permuted.apply(x, order, inverse)
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from systems.ngra import kernels
+from systems.ngra import gpu, kernels
 from systems.ngra.expression import Book, Call, Node, adjoints, evaluate, summed, tangent, walk
+from systems.ngra.gpu import GpuKernel
 from systems.ngra.graph import Graph, NGraError, layout
 from systems.ngra.kernels import Column, Form, Kernel, Output, Role
 from systems.ngra.passes import Aggregation, Source
@@ -34,8 +35,8 @@ Kinds = dict[Node, torch.dtype]
 class Engine:
     """One aggregation, ready to run: its kernels are built on first use. Immutable but for those."""
 
-    def __init__(self, book: Book, aggregation: Aggregation, dtype: torch.dtype) -> None:
-        self.book, self.aggregation, self.dtype = book, aggregation, dtype
+    def __init__(self, book: Book, aggregation: Aggregation, dtype: torch.dtype, *, triton: bool = False) -> None:
+        self.book, self.aggregation, self.dtype, self.triton = book, aggregation, dtype, triton
         self.columns = aggregation.columns
         value = aggregation.residual[-1]
         self.shape = value.shape
@@ -96,7 +97,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ kernels
 
     @functools.cached_property
-    def _kernels(self) -> dict[Any, Kernel]:
+    def _kernels(self) -> dict[Any, Kernel | GpuKernel]:
         return {}
 
     def _columns(self, outputs: Sequence[Output], rows_are: str) -> list[Column]:
@@ -111,20 +112,23 @@ class Engine:
                 found.append(Column(leaf, "arc" if side == "E" else role, kind))
         return found
 
-    def _compiled(self, key: Any, outputs: Sequence[Output], rows_are: str, kinds: dict[Node, torch.dtype]) -> Kernel:
+    def _compiled(self, key: Any, outputs: Sequence[Output], rows_are: str, kinds: Kinds) -> Any:
         key = (key, tuple(kinds.values()))
         if key not in self._kernels:
             columns = [
                 Column(column.leaf, column.role, kinds.get(column.leaf, column.dtype))
                 for column in self._columns(outputs, rows_are)
             ]
-            kernel = kernels.compiled(columns, outputs, self.dtype)
-            if kernel is None:
-                raise NGraError("a plan for native kernels was run without a C compiler")
-            self._kernels[key] = kernel
+            if self.triton:
+                self._kernels[key] = gpu.compiled(columns, outputs, self.dtype)
+            else:
+                kernel = kernels.compiled(columns, outputs, self.dtype)
+                if kernel is None:
+                    raise NGraError("a plan for native kernels was run without a C compiler")
+                self._kernels[key] = kernel
         return self._kernels[key]
 
-    def laid_out(self, kernel: Kernel, given: Mapping[Node, Tensor], rows: int) -> list[Tensor]:
+    def laid_out(self, kernel: Kernel | GpuKernel, given: Mapping[Node, Tensor], rows: int) -> list[Tensor]:
         """The tensors of a kernel's columns as it wants them; rows: of those that stand for a parameter."""
         tensors = []
         for column in kernel.columns:
@@ -137,11 +141,14 @@ class Engine:
         return tensors
 
     def _run(
-        self, kernel: Kernel, given: Mapping[Node, Tensor], graph: Graph, rows_are: str, threads: int
+        self, kernel: Kernel | GpuKernel, given: Mapping[Node, Tensor], graph: Graph, rows_are: str, threads: int
     ) -> list[list[Tensor]]:
         rows = graph.incoming if rows_are == "D" else graph.outgoing
         grid = graph.incoming_grid if rows_are == "D" else graph.outgoing_grid
         tensors = self.laid_out(kernel, given, graph.num_vertices)
+        if isinstance(kernel, GpuKernel):
+            device = next(iter(given.values())).device
+            return gpu.run(kernel, tensors, graph.tasks(rows_are, device), graph.num_arcs)
         return kernels.run(kernel, tensors, rows, grid, threads, graph.num_arcs)
 
     def forward_kernel(self, kinds: Kinds, needs: Sequence[bool]) -> tuple[Kernel, list[int]]:
@@ -179,7 +186,7 @@ class Engine:
             return states[0]
         result, _, total = states
         result /= _beside(total, result)
-        result[in_degree == 0] = 0.0
+        result[(in_degree == 0).to(result.device)] = 0.0
         return result
 
     def kinds(self, tensors: Sequence[Tensor]) -> Kinds:
@@ -224,7 +231,7 @@ class Engine:
         """The gradient by each column that needs one."""
         upstream = upstream.contiguous()
         gradients: list[Tensor | None] = [None] * len(self.columns)
-        if self.aggregation.accumulator in {"max", "min"} and self.plain and needs[0]:
+        if self.aggregation.accumulator in {"max", "min"} and self.plain and needs[0] and not self.triton:
             return [scatter_winners(graph, upstream, kept[0], threads)]
         given = {source.leaf: tensor for source, tensor in zip(self.columns, tensors, strict=True)}
         given |= self.backward_inputs(upstream, kept)
@@ -407,14 +414,15 @@ def _blocks(graph: Graph) -> list[slice]:
 def _blocked_forward(task: Task, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     engine, graph = task.engine, task.graph
     accumulator, n = engine.aggregation.accumulator, graph.num_vertices
-    result = torch.zeros(n, *engine.shape, dtype=engine.dtype)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    result = torch.zeros(n, *engine.shape, dtype=engine.dtype, device=device)
     if accumulator == "sum" and engine.plain and engine.dtype == torch.float32 and graph.num_arcs:
         return _bagged(graph, tensors[0]), []
-    winner = torch.full((n, *engine.shape), -1, dtype=torch.int32)
-    peak = torch.full((n, *engine.heads), float("-inf"), dtype=engine.dtype)
-    total = torch.zeros(n, *engine.heads, dtype=engine.dtype)
+    winner = torch.full((n, *engine.shape), -1, dtype=torch.int32, device=device)
+    peak = torch.full((n, *engine.heads), float("-inf"), dtype=engine.dtype, device=device)
+    total = torch.zeros(n, *engine.heads, dtype=engine.dtype, device=device)
     for block in _blocks(graph):
-        src, dst = graph.arc_sources[block], graph.arc_destinations[block]
+        src, dst = graph.arc_sources[block].to(device), graph.arc_destinations[block].to(device)
         messages = _messages(task, _gathered(task, tensors, src, dst, block), src, dst, block)
         if accumulator == "sum":
             result.index_add_(0, dst, messages[0].contiguous())
@@ -424,7 +432,7 @@ def _blocked_forward(task: Task, tensors: Sequence[Tensor]) -> tuple[Tensor, lis
             _soft(result, peak, total, messages[0], messages[1], dst.long())
     if accumulator == "softmax":
         result = result / _beside(total, result)
-        result[graph.internal_in_degree == 0] = 0.0
+        result[(graph.internal_in_degree == 0).to(device)] = 0.0
         return result, [result, peak, total]
     return result, [winner] if accumulator in {"max", "min"} else []
 
@@ -432,7 +440,7 @@ def _blocked_forward(task: Task, tensors: Sequence[Tensor]) -> tuple[Tensor, lis
 def _bagged(graph: Graph, x: Tensor) -> Tensor:
     """The sum over in-arcs by torch's embedding bags, which is its fastest form of it."""
     flat = x.reshape(len(x), -1)
-    ids, offsets = graph.arc_sources, graph.incoming.offsets[:-1].int()
+    ids, offsets = graph.arc_sources.to(x.device), graph.incoming.offsets[:-1].int().to(x.device)
     return F.embedding_bag(ids, flat, offsets, mode="sum").reshape(x.shape)
 
 
@@ -447,10 +455,11 @@ def _extremum(result: Tensor, winner: Tensor, value: Tensor, dst: Tensor, first:
     best = torch.full_like(result, float("-inf")).scatter_reduce_(0, index, value * sign, "amax")
     here = best.index_select(0, dst)
     tied = (value * sign == here) | (value.isnan() & here.isnan())
-    ids = torch.arange(first, first + len(value)).reshape(-1, *[1] * (value.dim() - 1)).expand_as(value)
+    ids = torch.arange(first, first + len(value), device=value.device)
+    ids = ids.reshape(-1, *[1] * (value.dim() - 1)).expand_as(value)
     nobody = torch.iinfo(torch.int64).max
     candidates = torch.where(tied, ids, nobody)
-    first_arc = torch.full(result.shape, nobody).scatter_reduce_(0, index, candidates, "amin")
+    first_arc = torch.full(result.shape, nobody, device=value.device).scatter_reduce_(0, index, candidates, "amin")
     found = first_arc != nobody
     current = result * sign
     better = found & ((winner < 0) | (best > current) | (best.isnan() & ~current.isnan()))
@@ -483,7 +492,7 @@ def _blocked_backward(
     ]
     centre = (upstream * kept[0]).sum(-1, keepdim=True) if accumulator == "softmax" else None
     for block in _blocks(graph):
-        src, dst = graph.arc_sources[block], graph.arc_destinations[block]
+        src, dst = (ids[block].to(upstream.device) for ids in (graph.arc_sources, graph.arc_destinations))
         with torch.enable_grad():
             parts = [
                 part.detach().requires_grad_(need and part.is_floating_point())
@@ -494,7 +503,8 @@ def _blocked_backward(
         if accumulator == "sum":
             seeds = [given]
         elif accumulator in {"max", "min"}:
-            arcs = torch.arange(block.start, block.stop, dtype=torch.int32).reshape(-1, *[1] * (given.dim() - 1))
+            arcs = torch.arange(block.start, block.stop, dtype=torch.int32, device=given.device)
+            arcs = arcs.reshape(-1, *[1] * (given.dim() - 1))
             seeds = [torch.where(kept[0].index_select(0, dst) == arcs, given, 0.0)]
         else:
             assert centre is not None

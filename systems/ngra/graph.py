@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from systems import native
 from systems.ngra.dense import permuted
+
+if TYPE_CHECKING:
+    from systems.ngra.gpu import Tasks
 
 
 class NGraError(Exception):
@@ -192,6 +195,16 @@ class Graph:
         """Chunks by source."""
         return None if self.chunk_vertices is None else make_grid(self.outgoing, self.chunk_vertices)
 
+    def tasks(self, rows_are: str, device: torch.device) -> Tasks:
+        """What the programs of a GPU kernel do, by destination ("D") or source ("S"); kept for the next time."""
+        from systems.ngra.gpu import cut
+
+        held: dict[Any, Tasks] = self.__dict__.setdefault("_tasks", {})
+        key = (rows_are, str(device))
+        if key not in held:
+            held[key] = cut(self.incoming if rows_are == "D" else self.outgoing, device)
+        return held[key]
+
     # -------------------------------------------------------------------------------------------- degrees
 
     @functools.cached_property
@@ -236,11 +249,12 @@ class Graph:
         """Arc data (arcs, ...) from the user's order to the canonical one; of constant data it is kept for the next."""
         if self.arc_positions is None:
             return edge
+        positions = self.arc_positions.to(edge.device)
         if edge.requires_grad:
-            return edge.index_select(0, self.arc_positions)
+            return edge.index_select(0, positions)
         held = self._entered
         if held is None or held[0]() is not edge or held[1] != edge._version:
-            self._entered = held = (weakref.ref(edge), edge._version, edge.index_select(0, self.arc_positions))
+            self._entered = held = (weakref.ref(edge), edge._version, edge.index_select(0, positions))
         return held[2]
 
     def arcs(self) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from systems.ngra import kernels
+from systems.ngra import gpu, kernels
 from systems.ngra.expression import (
     ELEMENTWISE,
     POLES,
@@ -41,6 +41,7 @@ class Situation:
     constant: bool  # the vertex data are the same tensors as in the call before, and need no gradient
     optimize: bool
     native: bool
+    triton: bool  # kernels are Triton's, for a GPU
     pointwise: bool  # elementwise stretches of vertex stages get kernels
 
 
@@ -610,7 +611,7 @@ def _obstacle(
         if kinds and source.leaf in kinds and expression.op != "leaf":
             return "types of arcs are computed"
     for node in walk(*residual):
-        if not kernels.supported(node):
+        if not (gpu if situation.triton else kernels).supported(node):
             return f"{node.op} of shape {list(node.shape)} is no elementwise operation"
     if kinds and any(node.op == "pick" and node.args[0].op != "leaf" for node in walk(*residual)):
         return "the picked columns are computed per arc"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from systems import native
+from systems.ngra import gpu
 from systems.ngra.capture import Argument, trace
 from systems.ngra.choices import Settings, current_settings
 from systems.ngra.engine import Engine, aggregate
@@ -41,6 +42,30 @@ def _has_compiler() -> bool:
     except native.NoCompiler:
         return False
     return True
+
+
+def _device(vertex: Mapping[str, Tensor]) -> torch.device:
+    """Where the vertex data are."""
+    return next(iter(vertex.values())).device
+
+
+def _kernels_of(chosen: Settings, device: torch.device, graph: Graph | RingGraph) -> tuple[bool, bool]:
+    """(whether kernels are Triton's, whether they are C's). Raises ProgramError where what is asked for is not here."""
+    if chosen.backend == "triton" or (chosen.backend == "auto" and device.type != "cpu"):
+        if gpu.available(device) and isinstance(graph, Graph):
+            return True, False
+        if chosen.backend == "triton":
+            raise ProgramError(
+                f'backend is "triton", and the data are on {device}: it takes data on a GPU, or on the CPU with '
+                "TRITON_INTERPRET=1, of a graph in one process"
+            )
+    if device.type != "cpu":
+        if chosen.backend == "c":
+            raise ProgramError(f'backend is "c", and the data are on {device}; move them to the CPU, or use "auto"')
+        return False, False
+    if chosen.backend == "c" and not _has_compiler():
+        raise ProgramError('backend is "c", but there is no C compiler; "auto" falls back to torch')
+    return False, chosen.backend != "torch" and _has_compiler()
 
 
 @dataclass
@@ -124,7 +149,9 @@ class Layer(nn.Module):
                 prepared.made_for = signature
         self._seen = signature if _unchanging(vertex) else None
         out = leaves.result(plan.result, gathered)
-        return out if isinstance(out, Tensor) else torch.full((graph.num_vertices,), float(out), dtype=dtype)
+        if isinstance(out, Tensor):
+            return out
+        return torch.full((graph.num_vertices,), float(out), dtype=dtype, device=_device(vertex))
 
     def plan(self, graph: Graph | RingGraph, x: VertexData, edge: ArcData = None) -> Plan:
         """How this layer would run on such data; arguments as for `forward`."""
@@ -143,21 +170,20 @@ class Layer(nn.Module):
         arcs: Any = "weight" if isinstance(arc, ArcWeight) else _look(arc)
         key = (
             _look(vertex), arcs, dtype, needs, constant, chosen.optimize, chosen.backend, self.training,
-            graph.num_vertices, graph.num_arcs, self.accumulator, chosen.pointwise,
+            graph.num_vertices, graph.num_arcs, self.accumulator, chosen.pointwise, str(_device(vertex)),
         )  # fmt: skip
         if key not in self._prepared:
-            native_kernels = chosen.backend != "torch" and _has_compiler()
-            if chosen.backend == "c" and not native_kernels:
-                raise ProgramError('backend is "c", but there is no C compiler; "auto" falls back to torch')
+            triton, native_kernels = _kernels_of(chosen, _device(vertex), graph)
             dtypes = {(side, name): part.dtype for side in "SD" for name, part in vertex.items()}
             if isinstance(arc, Mapping):
                 dtypes |= {("E", name): part.dtype for name, part in arc.items()}
             situation = Situation(
                 graph.num_vertices, graph.num_arcs, dtype, tuple(dtypes.items()), needs, constant, chosen.optimize,
-                native_kernels, native_kernels and chosen.optimize and graph.num_vertices >= chosen.pointwise,
+                native_kernels or triton, triton,
+                native_kernels and chosen.optimize and graph.num_vertices >= chosen.pointwise,
             )  # fmt: skip
             plan = self.planned(vertex, arc, dtype, situation)
-            engines = tuple(Engine(plan.book, aggregation, dtype) for aggregation in plan.aggregations)
+            engines = tuple(Engine(plan.book, one, dtype, triton=triton) for one in plan.aggregations)
             self._prepared[key] = _Prepared(plan, engines)
         return self._prepared[key]
 
@@ -223,14 +249,14 @@ class Leaves:
         edge: ArcData, dtype: torch.dtype, masked: frozenset[str],
     ) -> None:  # fmt: skip
         self.layer, self.graph, self.vertex, self.dtype, self.masked = layer, graph, vertex, dtype, masked
-        self.arc = arc
+        self.arc, self.device = arc, _device(vertex)
         self.known: dict[str, dict[Node, Any]] = {side: {} for side in "SDEPV"}
 
     def _constant(self, name: str) -> Tensor:
         """A number per vertex that follows from the graph: (vertices, 1) for weights, else (vertices,)."""
         graph = self.graph
         cache: dict[Any, tuple[Any, Tensor]] = graph.__dict__.setdefault("_constants", {})
-        key = (name, id(self.arc) if name.startswith("@norm") else 0, self.dtype)
+        key = (name, id(self.arc) if name.startswith("@norm") else 0, self.dtype, str(self.device))
         if key not in cache:
             degree = graph.internal_in_degree
             if name == "@degree":
@@ -243,6 +269,7 @@ class Leaves:
                 assert isinstance(self.arc, ArcWeight)
                 part = self.arc.source if name == "@norm_source" else self.arc.destination
                 value = graph.enter(part).to(self.dtype).unsqueeze(-1)
+            value = value.to(self.device)
             cache[key] = (self.arc, value)  # the weight is kept, so that its id stays its own
         return cache[key][1]
 
@@ -265,7 +292,7 @@ class Leaves:
                 # A vertex without arcs on this side takes no part: ones instead of data that might have a pole.
                 graph = self.graph
                 degree = graph.internal_out_degree if stage == "S" else graph.internal_in_degree
-                used = degree > 0
+                used = (degree > 0).to(data.device)
                 if not bool(used.all()):
                     return torch.where(used.reshape(-1, *[1] * (data.dim() - 1)), data, 1.0)
             return data
@@ -316,6 +343,9 @@ def _checked(
             dtypes |= _check_rows("edge", name, part, graph.num_arcs, "arcs")
     if len(dtypes) > 1:
         raise ProgramError(f"data are of types {sorted(map(str, dtypes))}; give all of them in one")
+    devices = {str(part.device) for part in (*vertex.values(), *(arc.values() if isinstance(arc, Mapping) else ()))}
+    if len(devices) > 1:
+        raise GraphError(f"data are on {', '.join(sorted(devices))}; move all of them to one device")
     dtype = dtypes.pop() if dtypes else torch.get_default_dtype()
     if dtype not in {torch.float32, torch.float64}:
         raise ProgramError(f"data are of type {dtype}, expected torch.float32 or torch.float64")
@@ -330,8 +360,8 @@ def _check_rows(what: str, name: str, part: Any, rows: int, of: str) -> set[torc
         )
     if part.dim() == 0 or len(part) != rows:
         raise GraphError(f"{label} has shape {tuple(part.shape)}, expected ({rows}, ...): one row for each of the {of}")
-    if part.device.type != "cpu":
-        raise GraphError(f"{label} is on {part.device}, and the graph on cpu; move it there")
+    if part.device.type not in {"cpu", "cuda"}:
+        raise GraphError(f"{label} is on {part.device}; move it to the CPU or to a GPU")
     return {part.dtype} if part.is_floating_point() else set()
 
 

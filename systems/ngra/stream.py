@@ -342,7 +342,7 @@ class StreamTrainer:
             dtypes = tuple(((side, ""), torch.float32) for side in "SD")
             pointwise = self.store.side >= current_settings().pointwise
             n, arcs = self.store.num_vertices, self.store.num_arcs
-            situation = Situation(n, arcs, torch.float32, dtypes, index > 0, False, True, True, pointwise)
+            situation = Situation(n, arcs, torch.float32, dtypes, index > 0, False, True, True, False, pointwise)
             plan = layer.planned({"": sample}, arc, torch.float32, situation)
             if plan.kernel == "blocked":
                 raise ProgramError(f"layer {index} cannot be streamed: {plan.notes[-1]}; only what fuses can be")
