@@ -38,7 +38,7 @@ here = { op = "in", value = [10.0, 11.0], why = "as in the paper" }
 def project(pytester, monkeypatch):
     pytester.makeconftest(CONFTEST)
     pytester.makeini(
-        "[pytest]\npython_files = test_*.py\nmarkers =\n    component(name)\n    claim(id)\n    gpu\n    slow\n"
+        "[pytest]\npython_files = test_*.py\nmarkers =\n    component(name)\n    claim(id, ...)\n    gpu\n    slow\n"
     )
     pytester.syspathinsert(ROOT)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
@@ -151,3 +151,19 @@ def test_a_broken_seed_names_its_file_and_claim(tmp_path, find, put, message):
     with pytest.raises(SeedError, match=message) as caught:
         load_claims(tmp_path)
     assert "demo.toml" in str(caught.value)
+
+
+def test_several_claims_of_one_test_are_recorded_each(project):
+    body = """
+@pytest.mark.claim('demo/speed', 'demo/share')
+def test_x(claim, measure):
+    assert claim.misses({'speed': 2.5, 'share': 10.5}) == []
+    with pytest.raises(pytest.UsageError, match="does not name 'other'"):
+        claim.misses({'other': 1.0})
+    (missed,) = claim.misses({'speed': 1e-9})
+    assert missed.startswith('speed: 1e-09, expected')
+"""
+    result, rows = project(body, "--record")
+    assert result.ret == 0
+    assert [row.claim for row in rows] == ["demo/speed", "demo/share", "demo/speed"]
+    assert [row.status for row in rows] == ["pass", "pass", "defect"]
