@@ -124,7 +124,7 @@ class Sheet:
     def example(
         self, label: str, questions: Mapping[str, str] | None = None, longest: int | None = 448, name: str = ""
     ) -> Example:
-        """The finished page. questions: text -> entity that answers it; longest: of its picture, None for none."""
+        """The finished page. questions: entity -> the question that it answers; longest: of its picture, None for none."""
         size = (self.width, self.height)
         marked = [Word(str(k), normalise(one.box, size)) for k, one in enumerate(self.placed)]
         order = order_lines(marked)
@@ -139,7 +139,7 @@ class Sheet:
             if one.entity:
                 fields[one.entity] = f"{fields[one.entity]} {one.text}" if one.entity in fields else one.text
         asked = []
-        for text, entity in (questions or {}).items():
+        for entity, text in (questions or {}).items():
             at = [k for k, one in enumerate(ones) if one.entity == entity]
             if at and at == list(range(at[0], at[-1] + 1)):
                 asked.append(Question(text, (fields[entity],), (at[0], at[-1])))
