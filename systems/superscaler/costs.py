@@ -72,7 +72,7 @@ class Pricing:
             touched += read
             weights += read if tensors[v.tensor].kind != "activation" else 0.0
         kept = out if self.keeps(op) else 0.0
-        workspace = touched - weights if op.grad else out  # while its backward runs: gradients of what it read and wrote
+        workspace = touched - weights if op.grad else out  # in its backward: gradients of what it read and wrote
         if name == "embedding":
             touched = workspace = 2 * out
         if name == "scaled_dot_product_attention" and not self.fused:

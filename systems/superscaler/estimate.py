@@ -24,6 +24,7 @@ def pipeline_seconds(
     """
     count = len(forward)
     done: dict[tuple[int, int, Way], float] = {}
+    needed: list[tuple[tuple[int, int, Way], float]]
     at, clock = [0] * count, [0.0] * count
     left = sum(map(len, lines))
     while left:
@@ -32,7 +33,7 @@ def pipeline_seconds(
             while at[s] < len(lines[s]):
                 stage, mb, way = lines[s][at[s]]
                 if way == "F":
-                    needed = [((stage - 1, mb, "F"), hops[stage - 1])] if stage else []
+                    needed = [((stage - 1, mb, way), hops[stage - 1])] if stage else []
                 else:
                     needed = [((stage, mb, "F"), 0.0)]
                     if stage + 1 < count:

@@ -187,7 +187,8 @@ def cut(
 ) -> Cut | None:  # fmt: skip
     """The stages with the least (M - 1) slowest + total on `devices` devices; None where nothing fits.
 
-    lockstep: stages hold 2 s - 1 micro-batches instead of s. known: an objective that is reached elsewhere: nothing above it is looked for. gap: stop when the bound is as near.
+    lockstep: stages hold 2 s - 1 micro-batches instead of s. known: an objective that is reached elsewhere, above which
+    nothing is looked for. gap: stop when the bound is as near.
     """
     variants = [v for v in variants if v.devices <= devices]
     if not variants:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ def units_of(graph: Graph, *, apart: Iterable[int] = ()) -> list[Unit]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _moves(a: Place, b: Place) -> tuple[Kind, ...]:
     """The collectives that bring a layout over one digit to another; each is the cheapest there is."""
     if a == b or a == "R":
@@ -235,7 +235,7 @@ class Choices:
     def problem(self) -> tuple[Problem, dict[tuple[int, int], int]]:
         """The variables, and the number of the variable of each key."""
         problem, number, count = Problem(), dict[tuple[int, int], int](), dict[tuple[int, int], int]()
-        ops = {}
+        ops: dict[tuple[int, int], Op] = {}
         for op in self.graph.ops:
             key = self.keys.get(op.id)
             if key is not None:
@@ -300,12 +300,12 @@ class Choices:
         return chosen, found
 
     def given(self, cuts: Mapping[int, str]) -> dict[int, str]:
-        """Operator -> identifier for a plan of the library; what it leaves out is replicated."""
+        """Operator -> identifier for a plan of the library; what it leaves out is replicated, constraints allowing."""
         found = {}
         for op in self.graph.ops:
+            options = self.options(op)
             name = cuts.get(op.id, "")
-            legal = name and self.most(op, name, op.annotation.divisible.get(name, 0)) >= self.spread.tp
-            found[op.id] = name if legal else ""
+            found[op.id] = name if name in options else "" if "" in options else options[0]
         return found
 
 
@@ -316,8 +316,7 @@ class UnitCost:
     forward, backward, again: seconds (again: of computing it anew, without communication); saved, entering: bytes kept
     until the backward without recompute, and with recompute of segments; border: with recompute of the whole unit;
     transient: most bytes meanwhile for these three, moving: seconds of communication in the forward;
-    weights, trained: bytes stored of parameters, and of those that are trained; elements: trained elements stored;
-    leaving: bytes of what goes on to the next unit, for a copy's samples.
+    weights, trained: bytes stored of parameters, and of those that are trained; elements: trained elements stored.
     """
 
     forward: float = 0.0
@@ -331,7 +330,6 @@ class UnitCost:
     weights: float = 0.0
     trained: float = 0.0
     elements: float = 0.0
-    leaving: float = 0.0
     stored: dict[int, float] = field(default_factory=dict)
 
 
@@ -343,7 +341,7 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
     segment = kept = peak = work = 0.0
     alive = 0.0
     entered: set[tuple[int, Place]] = set()
-    stored: dict[tuple[int, object], tuple[float, int]] = {}
+    stored: dict[tuple[object, ...], tuple[float, int]] = {}
     for op in unit.ops:
         name, many = chosen.get(op.id, ""), parts.get(op.id, 1)
         if op.prologue:
@@ -382,8 +380,8 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
         peak = max(peak, segment + cost.workspace)
         work = max(work, cost.workspace)
         for t, own, _ in choices.weights(op, name):
-            key = (t, op.inputs[_input_of(op, t)].box, name and choices.wanted(op, _input_of(op, t), name))
-            stored[key] = (own, t)
+            i = _input_of(op, t)
+            stored[t, op.inputs[i].box, choices.wanted(op, i, name)] = (own, t)
             if choices.graph.tensors[t].grad and op.grad:
                 found.stored[t] = max(found.stored.get(t, 0.0), own)
     found.saved = kept
@@ -393,12 +391,6 @@ def unit_cost(choices: Choices, unit: Unit, chosen: Mapping[int, str], parts: Ma
         if graph.tensors[t].grad:
             found.trained += own
             found.elements += own / graph.tensors[t].item
-    outgoing = {
-        op.output: choices.tensor_bytes(op)
-        for op in unit.ops
-        if not op.prologue and any(u.id not in inside for u, _ in graph.consumers[op.output])
-    }
-    found.leaving = sum(outgoing.values())
     return found
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from systems.superscaler.errors import InvalidPlan, PlanMismatch
 from systems.superscaler.following import columns_and_rows
@@ -28,7 +28,7 @@ class StageRecipe:
 
     cuts: "kind.position" of an operator -> the identifier that it is cut by over tp devices; others are replicated.
     recompute: "none", "segment" (keep what enters each run of operators between communications) or "block".
-    parts: kind of unit -> how many colocated parts each device runs one after another (co-shard).
+    parts: "kind.position" -> how many colocated parts each device runs one after another (co-shard).
     """
 
     first: int
@@ -92,10 +92,9 @@ class Recipe:
                 kept: list[Op] = []
                 for i, op in enumerate(unit.ops):
                     at[op.id] = number
-                    name = stage.cuts.get(f"{unit.kind}.{i}")
-                    cuttable = name in op.annotation.divisible or name == "b"
-                    parts = stage.parts.get(str(unit.kind), 1) if op.block >= 0 and cuttable and name != "b" else 1
-                    spread(s, op, range(base, base + stage.devices), stage.dp, name if cuttable else None, parts=parts)
+                    key = f"{unit.kind}.{i}"
+                    name, parts = stage.cuts.get(key), stage.parts.get(key, 1)
+                    spread(s, op, range(base, base + stage.devices), stage.dp, name, parts=parts)
                     if op.block >= 0:
                         kept.append(op)
                 if stage.recompute != "none" and kept:
@@ -110,7 +109,7 @@ class Recipe:
 
     @property
     def bases(self) -> tuple[int, ...]:
-        """The first device of each stage: larger stages first, so that groups of a power of two do not straddle nodes."""
+        """The first device of each stage: larger stages first, so groups of a power of two straddle no node."""
         found, base = [0] * len(self.stages), 0
         for i in sorted(range(len(self.stages)), key=lambda i: -self.stages[i].devices):
             found[i] = base
@@ -178,11 +177,14 @@ def shared_layers(graph: Graph, parts: int) -> dict[int, str]:
     return {i: n for i, n in columns_and_rows(graph, parts).items() if graph.ops[i].block < 0}
 
 
-def cuts_by_key(units: list[Unit], chosen: Mapping[int, str]) -> dict[str, str]:
-    """Choices of operators as a recipe has them."""
-    found = {}
-    for unit in units:
-        for i, op in enumerate(unit.ops):
-            if chosen.get(op.id):
-                found[f"{unit.kind}.{i}"] = chosen[op.id]
-    return found
+T = TypeVar("T")
+
+
+def by_key(units: Sequence[Unit], chosen: Mapping[int, T]) -> dict[str, T]:
+    """What is given by operator as a recipe has it; nothings are left out."""
+    return {
+        f"{unit.kind}.{i}": chosen[op.id]
+        for unit in units
+        for i, op in enumerate(unit.ops)
+        if chosen.get(op.id)
+    }

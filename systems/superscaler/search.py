@@ -22,7 +22,7 @@ from systems.superscaler.interop import Cut, Variant, cut
 from systems.superscaler.intraop import Spread, UnitCost
 from systems.superscaler.materialize import Plan
 from systems.superscaler.plans import passes_of
-from systems.superscaler.recipes import Recipe, StageRecipe
+from systems.superscaler.recipes import Recipe, StageRecipe, by_key
 from systems.superscaler.spaces import SPACES, Constraint, Space
 from systems.superscaler.steps import Estimate, Prices
 
@@ -215,12 +215,12 @@ class _Search:
         """Powers of two of copies and of devices that share a copy."""
         samples = -(-self.graph.samples // microbatches)
         grain = 1 if self.space.pipeline != "free" else max(1, self.devices // GRAINS)
-        found = []
-        for dp in self.limited(_powers(min(samples, self.devices)), "dp"):
-            for tp in self.limited(_powers(self.devices // dp), "tp"):
-                if dp * tp >= grain:
-                    found.append(Spread(dp, tp, -(-samples // dp)))
-        return found
+        return [
+            Spread(dp, tp, -(-samples // dp))
+            for dp in self.limited(_powers(min(samples, self.devices)), "dp")
+            for tp in self.limited(_powers(self.devices // dp), "tp")
+            if dp * tp >= grain
+        ]
 
     def everything(self) -> None:
         """Every candidate of the space."""
@@ -258,8 +258,10 @@ class _Search:
             for how in hows:
                 chosen = prices.chosen(spread, m, how)
                 costs = prices.costs(spread, m, chosen, how, {})
-                for kept in self.recompute:
-                    found.append(_Way(prices.variant(costs, spread, kept, zero), spread, how, kept, {}, chosen))
+                found += [
+                    _Way(prices.variant(costs, spread, kept, zero), spread, how, kept, {}, chosen)
+                    for kept in self.recompute
+                ]
             if self.space.co_shard:
                 for kept in self.recompute:
                     if kept != "none":
@@ -274,37 +276,37 @@ class _Search:
         prices = self.prices
         plain_cuts = prices.chosen(spread, m, "megatron")
         plain = prices.costs(spread, m, plain_cuts, "megatron", {})
-        by_parts: dict[int, tuple[dict[int, str], list[UnitCost]]] = {}
-        kinds = {u.kind for u in prices.units}
+        by_parts: dict[int, tuple[dict[int, str], dict[int, int], list[UnitCost]]] = {}
         for k in PARTS:
-            chosen = prices.co_sharded(spread, m, k)
-            if chosen is not None:
-                by_parts[k] = chosen, prices.costs(spread, m, chosen, ("co-shard", k), dict.fromkeys(kinds, k))
+            cuts = prices.co_sharded(spread, m, k)
+            if cuts is not None:
+                by_parts[k] = (*cuts, prices.costs(spread, m, cuts[0], ("co-shard", k), cuts[1]))
         at = 1 if kept == "segment" else 2
-        caps = sorted({round(c.transient[at]) for _, costs in by_parts.values() for c in costs if
+        caps = sorted({round(c.transient[at]) for *_, costs in by_parts.values() for c in costs if
                        c.transient[at] <= self.memory})  # fmt: skip
         found, seen = [], set()
         for cap in caps:
-            parts: dict[int, int] = {}
-            chosen = dict(plain_cuts)
+            kinds: dict[int, int] = {}
             for i, unit in enumerate(prices.units):
                 if plain[i].transient[at] <= cap:
                     continue
-                for k, (_, costs) in by_parts.items():
+                for k, (*_, costs) in by_parts.items():
                     if costs[i].transient[at] <= cap:
-                        parts[unit.kind] = k
+                        kinds[unit.kind] = k
                         break
                 else:
                     break
             else:
-                key = tuple(sorted(parts.items()))
-                if not parts or key in seen:
+                key = tuple(sorted(kinds.items()))
+                if not kinds or key in seen:
                     continue
                 seen.add(key)
+                chosen, parts = dict(plain_cuts), dict[int, int]()
                 for unit in prices.units:
-                    if unit.kind in parts:
-                        own = by_parts[parts[unit.kind]][0]
+                    if unit.kind in kinds:
+                        own, many, _ = by_parts[kinds[unit.kind]]
                         chosen.update({op.id: own.get(op.id, "") for op in unit.ops})
+                        parts.update({op.id: many[op.id] for op in unit.ops if op.id in many})
                 costs = prices.costs(spread, m, chosen, ("co-shard", key), parts)
                 found.append(_Way(prices.variant(costs, spread, kept, zero), spread, "co-shard", kept, parts, chosen))
         return found
@@ -341,9 +343,9 @@ class _Search:
         starts = [i for i in range(len(names)) if i not in joined]
         if not joined:
             return variant, [*range(len(names) + 1)]
-        sums = [np.add.reduceat(x, starts) for x in (variant.seconds, variant.fixed, variant.flying)]
+        seconds, fixed, flying = (np.add.reduceat(x, starts) for x in (variant.seconds, variant.fixed, variant.flying))
         top = np.maximum.reduceat(variant.transient, starts)
-        return Variant(variant.devices, *sums, top, variant.name), [*starts, len(names)]
+        return Variant(variant.devices, seconds, fixed, flying, top, variant.name), [*starts, len(names)]
 
     def recipe(self, found: Cut, ways: Sequence[_Way], m: int, zero: int, starts: Sequence[int]) -> Recipe:
         """Written down."""
@@ -354,7 +356,7 @@ class _Search:
             stages.append(
                 StageRecipe(
                     starts[stage.first], starts[stage.last], way.spread.dp, way.spread.tp,
-                    self.prices.recipe_cuts(way.chosen), way.recompute, {str(k): n for k, n in way.parts.items()},
+                    by_key(self.prices.units, way.chosen), way.recompute, by_key(self.prices.units, way.parts),
                 )
             )  # fmt: skip
         return Recipe(tuple(stages), m, zero, space=self.space.name)
@@ -377,7 +379,7 @@ class _Search:
             empty = tuple(StageRecipe(i, i + 1, spread.dp, spread.tp) for i in range(count))
             probe = Recipe(empty, m, zero, interlaced=True, space=self.space.name)
             inner = self.prices.shared(probe)
-            if not inner.apart:
+            if not inner.apart or not all(self.prices.allows(i, n) for i, n in inner.apart.items()):
                 return
             times, bytes_, _ = inner.wide_layers(probe)
             best = min((c.seconds for c in self.candidates), default=inf)
@@ -385,7 +387,7 @@ class _Search:
                 chosen = inner.chosen(spread, m, how)
                 costs = inner.costs(spread, m, chosen, how, {})
                 for kept in self.recompute:
-                    v = inner.variant(costs, spread, kept, zero)
+                    v, starts = self.merged(inner.variant(costs, spread, kept, zero))
                     if (m - 1) * (float(v.seconds.sum()) / count + sum(times)) > best:
                         continue
                     start = time.perf_counter()
@@ -395,7 +397,9 @@ class _Search:
                     if found is None or len(found.stages) != count:
                         continue
                     stages = tuple(
-                        StageRecipe(s.first, s.last, spread.dp, spread.tp, inner.recipe_cuts(chosen), kept)
+                        StageRecipe(
+                            starts[s.first], starts[s.last], spread.dp, spread.tp, by_key(inner.units, chosen), kept
+                        )
                         for s in found.stages
                     )
                     self.add(replace(probe, stages=stages))
@@ -430,8 +434,8 @@ class _Search:
             return OutOfMemory(f"no plan of the {self.space.name} space, on any memory")
         peak, have = closest.estimate.peak, self.cluster.memory
         return OutOfMemory(
-            f"no plan of the {self.space.name} space fits {self.devices} devices of {have / 2**20:.1f} MiB; the closest "
-            f"needs {peak / 2**20:.1f} MiB, {(peak - have) / 2**20:.1f} MiB more: {closest.recipe}"
+            f"no plan of the {self.space.name} space fits {self.devices} devices of {have / 2**20:.3f} MiB; the "
+            f"closest needs {peak / 2**20:.3f} MiB, {(peak - have) / 2**20:.3f} MiB more: {closest.recipe}"
         )
 
 

@@ -268,7 +268,7 @@ class _Simulation:
 
     def compute(self, rank: int, instruction: Compute, work: Work) -> None:
         start, memory = self.clock[rank], self.memory[rank]
-        key = (tuple((c.op, tuple(sorted(c.ranges.items()))) for c in work.calls),)
+        key = (work.segment, tuple((c.op, tuple(sorted(c.ranges.items()))) for c in work.calls))
         if key not in self.costs:
             self.costs[key] = self.seconds(work)
         once, kept, workspace = self.costs[key]
@@ -290,11 +290,12 @@ class _Simulation:
     def seconds(self, work: Work) -> tuple[float, float, float]:
         """Seconds forward, bytes kept, most bytes that an operator needs meanwhile."""
         total, kept, workspace = 0.0, 0.0, 0.0
+        leaving = {o.slot for o in work.outputs}
         for call in work.calls:
             cost = self.pricing.cost(self.plan.graph.ops[call.op], call.ranges)
             if cost.touched:
                 total += self.cluster.compute_seconds(cost.flops, cost.touched)
-            kept += cost.kept
+            kept += 0.0 if call.output in leaving else cost.kept  # a buffer holds that, until its last reader is done
             workspace = max(workspace, cost.workspace)
         return total, kept, workspace
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from systems.superscaler.following import axes, columns_and_rows
 from systems.superscaler.graph import Graph, Op
 from systems.superscaler.interop import Variant
 from systems.superscaler.intraop import Choices, Spread, Unit, UnitCost, unit_cost, units_of
-from systems.superscaler.recipes import Recipe, StageRecipe, cuts_by_key, shared_layers
+from systems.superscaler.recipes import Recipe, StageRecipe, shared_layers
 
 __all__ = ["Estimate", "Prices"]
 
@@ -99,20 +100,26 @@ class Prices:
             self._chosen[key] = found
         return self._chosen[key]
 
-    def co_sharded(self, spread: Spread, microbatches: int, parts: int) -> dict[int, str] | None:
-        """Megatron's cuts, in the blocks over tp x parts; None where nothing can be cut so often."""
+    def allows(self, op: int, name: str) -> bool:
+        """Whether constraints let an operator be cut by an identifier."""
+        allowed = None if self.only is None else self.only(self.graph.ops[op])
+        return allowed is None or name in set(allowed)
+
+    def co_sharded(
+        self, spread: Spread, microbatches: int, parts: int
+    ) -> tuple[dict[int, str], dict[int, int]] | None:
+        """Megatron's cuts, in the blocks over tp x parts, and which operators have parts; None where none can."""
         cuts = self.columns(spread.tp * parts, vocabulary=False)
         inside = {i: n for i, n in cuts.items() if self.graph.ops[i].block >= 0}
-        if not inside:
+        if not inside or not all(self.allows(i, n) for i, n in inside.items()):
             return None
-        plain = {i: n for i, n in self.chosen(spread, microbatches, "megatron").items()}
-        return {**plain, **inside}
+        return {**self.chosen(spread, microbatches, "megatron"), **inside}, dict.fromkeys(inside, parts)
 
     def costs(
         self, spread: Spread, microbatches: int, chosen: Mapping[int, str], name: object, parts: Mapping[int, int]
     ) -> list[UnitCost]:
-        """Of every unit, those of equal kind after equal kind computed once. parts: kind -> colocated parts."""
-        key = (spread, microbatches, name, tuple(sorted(parts.items())))
+        """Of every unit, those of equal kind after equal kind computed once. parts: operator -> colocated parts."""
+        key = (spread, microbatches, name)
         if key in self._units:
             return self._units[key]
         choices = self.choices(spread, microbatches)
@@ -122,11 +129,7 @@ class Prices:
         for unit in self.units:
             at = (unit.kind, before)
             if at not in known:
-                many = parts.get(unit.kind, 1)
-                split = {
-                    op.id: many for op in unit.ops if many > 1 and op.block >= 0 and chosen.get(op.id) not in ("", "b")
-                }
-                known[at] = unit_cost(choices, unit, chosen, split)
+                known[at] = unit_cost(choices, unit, chosen, parts)
             found.append(known[at])
             before = unit.kind
         self._units[key] = found
@@ -175,6 +178,30 @@ class Prices:
             name,
         )
 
+    @cached_property
+    def readers(self) -> list[list[tuple[Op, int]]]:
+        """Per unit: the operators whose output a later unit reads, and the last of these."""
+        at = {op.id: i for i, unit in enumerate(self.units) for op in unit.ops}
+        return [
+            [
+                (op, last)
+                for op in unit.ops
+                if not op.prologue
+                and (last := max((at.get(u.id, i) for u, _ in self.graph.consumers[op.output]), default=i)) > i
+            ]
+            for i, unit in enumerate(self.units)
+        ]
+
+    def leaving(self, recipe: Recipe, stage: StageRecipe, spread: Spread) -> float:
+        """Bytes, for a copy's samples, that a stage gives to those behind it."""
+        choices = self.choices(spread, recipe.microbatches)
+        return sum(
+            choices.tensor_bytes(op)
+            for own in self.readers[stage.first : stage.last]
+            for op, last in own
+            if last >= stage.last
+        )
+
     def hop(self, recipe: Recipe, s: int, leaving: float) -> float:
         """From a stage to the next: a share of each device over the link, then a gather inside."""
         a, b = recipe.stages[s], recipe.stages[s + 1]
@@ -200,14 +227,19 @@ class Prices:
 
     def stage_costs(self, recipe: Recipe, stage: StageRecipe) -> list[UnitCost]:
         """Of all units, on a stage's spread with its choices."""
-        samples = -(-self.graph.samples // recipe.microbatches)
-        spread = Spread(stage.dp, stage.tp, -(-samples // stage.dp))
+        spread = Spread(stage.dp, stage.tp, self.samples(recipe, stage))
         chosen = {
             op.id: stage.cuts.get(f"{unit.kind}.{i}", "") for unit in self.units for i, op in enumerate(unit.ops)
         }
-        parts = {int(k): n for k, n in stage.parts.items()}
-        name = tuple(sorted(stage.cuts.items()))
+        parts = {
+            op.id: stage.parts.get(f"{unit.kind}.{i}", 1) for unit in self.units for i, op in enumerate(unit.ops)
+        }
+        name = (tuple(sorted(stage.cuts.items())), tuple(sorted(stage.parts.items())))
         return self.costs(spread, recipe.microbatches, chosen, name, parts)
+
+    def samples(self, recipe: Recipe, stage: StageRecipe) -> int:
+        """The most samples of a micro-batch that a copy of a stage gets."""
+        return ceil(ceil(self.graph.samples / recipe.microbatches) / stage.dp)
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """A step of a recipe."""
@@ -216,11 +248,10 @@ class Prices:
         if recipe.interlaced and not self.apart:
             return self.shared(recipe).estimate(recipe)
         m = recipe.microbatches
-        samples = -(-self.graph.samples // m)
         forward, backward, fixed, flying, transient, tails, hops = [], [], [], [], [], [], []
         stored: list[dict[int, float]] = []
         for s, stage in enumerate(recipe.stages):
-            spread = Spread(stage.dp, stage.tp, -(-samples // stage.dp))
+            spread = Spread(stage.dp, stage.tp, self.samples(recipe, stage))
             every = self.stage_costs(recipe, stage)
             own = every[stage.first : stage.last]
             total = sum(self.seconds(c, spread, stage.recompute, recipe.zero) for c in own)
@@ -237,7 +268,7 @@ class Prices:
                 together.update(c.stored)
             stored.append(together)
             if s + 1 < len(recipe.stages):
-                hops.append(self.hop(recipe, s, own[-1].leaving))
+                hops.append(self.hop(recipe, s, self.leaving(recipe, stage, spread)))
         for a in range(len(stored)):  # tied weights that two stages hold
             for b in range(a):
                 both = sum(min(stored[a][t], stored[b][t]) for t in stored[a].keys() & stored[b].keys())
@@ -280,7 +311,7 @@ class Prices:
         """Layers that all devices share: seconds (entering F, leaving F, leaving B, entering B), bytes, tail."""
         stage = recipe.stages[0]
         width = recipe.devices // stage.dp
-        spread = Spread(stage.dp, width, -(-(-(-self.graph.samples // recipe.microbatches)) // stage.dp))
+        spread = Spread(stage.dp, width, self.samples(recipe, stage))
         entering, leaving = self.ends
         choices = Choices(self.graph, self.cluster, spread, [entering, leaving], microbatches=recipe.microbatches)
         a, b = (unit_cost(choices, unit, self.apart, {}) for unit in (entering, leaving))
@@ -314,6 +345,3 @@ class Prices:
             Unit("leaving", tuple(op for op in ops if op.id >= first), 1),
         )
 
-    def recipe_cuts(self, chosen: Mapping[int, str]) -> dict[str, str]:
-        """Choices of operators, by kind of unit and position."""
-        return cuts_by_key(self.units, chosen)
