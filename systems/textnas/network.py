@@ -203,6 +203,11 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tensor, words: Words, arch: Arch, always: bool = False) -> Tensor:
         """tokens: (B, T) int64, or their vectors (B, T, width) -> (B, hidden)."""
+        outputs = self.outputs(tokens, words, arch, always)
+        return kernels.mix(outputs, torch.softmax(self.mix, 0), words, self.pool)
+
+    def outputs(self, tokens: Tensor, words: Words, arch: Arch, always: bool = False) -> list[Tensor]:
+        """What each layer gives, (B, T, hidden), before the layers are mixed."""
         p = self.p if self.training else 0.0
         x = tokens
         if not tokens.is_floating_point():
@@ -220,7 +225,7 @@ class Encoder(nn.Module):
                 outputs.append(kernels.norm(parts, norm, words))
             else:
                 outputs.append(parts[0])
-        return kernels.mix(outputs, torch.softmax(self.mix, 0), words, self.pool)
+        return outputs
 
 
 class _Classifier(nn.Module):

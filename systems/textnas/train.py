@@ -9,9 +9,10 @@ Nothing here sees a test set but `evaluate_test`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,11 +70,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a training stood: examples and CPU seconds so far, mean loss since the last point, validation accuracy."""
+    """Where a training stood: examples and CPU seconds so far, and validation accuracy.
+
+    loss, train_acc: means since the last point, over the batches trained on, each before its step.
+    """
 
     examples: int
     seconds: float
     loss: float
+    train_acc: float
     valid_acc: float
 
 
@@ -183,14 +188,15 @@ def fit(
     net: nn.Module, data: Encoded | Batches, valid: Encoded | Batches | None, budget: Budget, lr: float = 2e-3,
     seed: int = 0, schedule: Schedule = "cosine", device: torch.device | str | None = None, batch: int = BATCH,
     l2: float = L2, select: Literal["best", "last"] = "best", checks: Iterable[float] | None = None,
-    half: bool = False,
+    half: bool = False, watch: Callable[[], object] | None = None,
 ) -> Result:  # fmt: skip
     """Train `net` in place, and leave it with the weights that were selected.
 
     data, valid: encoded sets, or batches made before. select: the weights of the best validation accuracy, or the
-    last. checks: after which examples to validate, by default after each pass and at the end. half: bfloat16 on a
-    GPU. One seed decides the order of batches and dropout. A loss that is not finite ends the training; the result
-    says `diverged`. Raises BudgetError where the budget is below one batch, DataError where there is little to learn.
+    last. checks: after which examples to validate, by default after each pass and at the end; `watch` is called then.
+    half: bfloat16 on a GPU. One seed decides the order of batches and dropout. A loss that is not finite ends the
+    training; the result says `diverged`. Raises BudgetError where the budget is below one batch, DataError where there
+    is nothing to learn.
     """
     batches = data if isinstance(data, Batches) else Batches(data, batch)
     rows = len(batches.data)
@@ -199,7 +205,7 @@ def fit(
     total = budget.total(rows, batches.size)
     place = torch.device(device) if device is not None else next(net.parameters()).device
     net.to(place)
-    marks = sorted(round(mark) for mark in checks) if checks is not None else None
+    pending = iter(sorted(checks)) if checks is not None else itertools.count(rows, rows)
     wall, cpu = time.perf_counter(), time.process_time()
 
     def spent() -> float:
@@ -208,28 +214,36 @@ def fit(
     optimizer = Adam(net, lr, l2)
     curve: list[Point] = []
     best: tuple[float, dict[str, Tensor]] | None = None
-    examples, losses, diverged = 0, [], False
+    examples, diverged = 0, False
+    losses: list[float] = []
+    right: list[float] = []
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         net.train()
         stream = endless(batches, seed)
-        next_check = marks.pop(0) if marks else rows
+        next_check = next(pending, math.inf)
         while not diverged:
             part = next(stream).to(place)
             progress = examples / total if total is not None else spent() / float(budget.seconds or 1.0)
             with torch.autocast(place.type, torch.bfloat16, enabled=half and place.type == "cuda"):
-                loss = F.cross_entropy(net(part.tokens, part.lengths).float(), part.labels)
+                logits = net(part.tokens, part.lengths).float()
+            loss = F.cross_entropy(logits, part.labels)
             loss.backward()
             optimizer.step(rate(schedule, lr, progress, examples / rows))
             examples += len(part)
             losses.append(float(loss.detach()))
+            right.append(accuracy(logits.detach(), part.labels))
             diverged = not math.isfinite(losses[-1])
             over = examples >= total if total is not None else spent() >= float(budget.seconds or 0.0)
             if over or diverged or examples >= next_check:
-                next_check = marks.pop(0) if marks else max(next_check, 0) + (rows if marks is None else 1 << 62)
+                next_check = next(pending, math.inf)
                 score = evaluate(net, valid) if valid is not None and not diverged else math.nan
-                curve.append(Point(examples, spent(), sum(losses) / len(losses), score))
-                losses = []
+                curve.append(
+                    Point(examples, spent(), sum(losses) / len(losses), sum(right) / len(right), score)
+                )
+                losses, right = [], []
+                if watch is not None:
+                    watch()
                 if select == "best" and (best is None or score > best[0]):
                     best = (score, _copy(net))
             if over:
