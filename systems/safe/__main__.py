@@ -28,6 +28,7 @@ exit status: 0 everything verified (prove: proved, gate: honest), 1 not, 2 bad u
   python -m systems.safe verify *.rs --json            one JSON object a line
   python -m systems.safe verify proof.rs --smt out/    the obligations as SMT-LIB 2 files
   python -m systems.safe prove task.rs                 find the proof: writes task.proved.rs, tells what it added
+  python -m systems.safe prove task.rs --endpoint http://localhost:8000/v1 --model name --draws 10   by a language model
   python -m systems.safe spec code.rs largest          specifications that pass the filter, with their scores
   python -m systems.safe evolve --out runs/            rounds of draw, verify, train; run again to go on
   python -m systems.safe evaluate runs/round-1/model.npz   Accuracy@1 and @10, with and without debugging
@@ -66,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     three.add_argument("-o", "--output", type=Path, metavar="OUT", help="default: FILE with .proved before its suffix")
     three.add_argument("--edition", choices=EDITIONS, default="current", help="default: current")
     three.add_argument("--seed", type=int, default=0, help="of the runs that refute candidates (default: 0)")
+    three.add_argument("--endpoint", metavar="URL", help="ask an OpenAI-compatible endpoint instead of searching")
+    three.add_argument("--model", metavar="NAME", help="of the endpoint; alone, a causal model of a folder or the hub")
+    three.add_argument("--key-from-env", default="OPENAI_API_KEY", metavar="VARIABLE", help="holds the endpoint's key")
+    three.add_argument("--draws", type=int, default=1, help="proofs to draw of a model (default: 1)")
+    three.add_argument("--debug-steps", type=int, default=1, help="times a failed one is mended (default: 1)")
     _add_learning(commands)
     args = parser.parse_args(argv)
     actions = {
@@ -198,19 +204,58 @@ def _prove(args: argparse.Namespace) -> int:
     text = _read(args.file)
     if text is None:
         return 1
+    if args.endpoint or args.model:
+        return _prove_by_model(args, text)
     proof = prove(text, edition=args.edition, seed=args.seed)
     if not proof.ok:
         print(render(args.file, text, proof.report))
         print(f"no proof found among {proof.candidates} candidates ({proof.seconds:.1f} s): {proof.why}")
         return 1
-    output = args.output or args.file.with_suffix(f".proved{args.file.suffix}")
-    written = output.with_name(f"{output.name}.part")
-    written.write_text(proof.program, encoding="utf-8")
-    written.replace(output)
+    output = _write_proved(args, proof.program)
     source = Source(text)
     for one in proof.added:
         print(f"{args.file}:{source.position(one.place.offset)[0]}: {one.place.kind} {one.text}")
     print(f"proved: {output} ({len(proof.added)} of {proof.candidates} candidates, {proof.seconds:.1f} s)")
+    return 0
+
+
+def _write_proved(args: argparse.Namespace, program: str) -> Path:
+    output: Path = args.output or args.file.with_suffix(f".proved{args.file.suffix}")
+    written = output.with_name(f"{output.name}.part")
+    written.write_text(program, encoding="utf-8")
+    written.replace(output)
+    return output
+
+
+def _prove_by_model(args: argparse.Namespace, text: str) -> int:
+    from systems.safe.language_models import Attempt, HuggingFace, OpenAICompatible, Proposer, draw
+
+    if args.endpoint and not args.model:
+        raise SafeError("--endpoint needs --model, the name that the endpoint knows it by")
+    if args.draws < 1 or args.debug_steps < 0:
+        raise SafeError(f"{args.draws} draws, {args.debug_steps} debugging steps: expected at least 1 and 0")
+    proposer: Proposer = HuggingFace(args.model)
+    if args.endpoint:
+        proposer = OpenAICompatible(args.endpoint, args.model, key_from_env=args.key_from_env)
+
+    def told(attempt: Attempt) -> None:
+        said = "right" if attempt.ok else attempt.why or "; ".join(dict.fromkeys(p.message for p in attempt.problems))
+        print(f"draw {attempt.name}: {said or 'the gate refuses it'}", file=sys.stderr, flush=True)
+
+    try:
+        found = draw(
+            text, proposer, draws=args.draws, debug_steps=args.debug_steps, edition=args.edition, seed=args.seed,
+            progress=told,
+        )  # fmt: skip
+    except ProgramProblem as problem:
+        line, column = Source(text).position(problem.span.start)
+        raise SafeError(f"{args.file}:{line}:{column}: {problem}") from problem
+    read, written = found.tokens
+    cost = f"{len(found.attempts)} draws, {read} tokens read, {written} written, {found.seconds:.1f} s"
+    if not found.ok:
+        print(f"no proof: {cost}")
+        return 1
+    print(f"proved: {_write_proved(args, found.program)} ({cost})")
     return 0
 
 

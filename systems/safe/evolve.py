@@ -237,7 +237,7 @@ def accuracy(
             columns[f"@{many}+debug"] = solved | _debugged(policy, shown, drawn, solved, many, seed, verdicts)
             cost[f"@{many}+debug"] = verdicts.asked - start
             start += cost[f"@{many}+debug"] - cost[f"@{many}"]
-    return _table(tasks, columns, cost)
+    return accuracy_table(tasks, columns, cost)
 
 
 def _debugged(
@@ -256,7 +256,9 @@ def _debugged(
     return found
 
 
-def _table(tasks: Sequence[Task], columns: dict[str, set[str]], cost: dict[str, int]) -> AccuracyTable:
+def accuracy_table(tasks: Sequence[Task], columns: dict[str, set[str]], cost: dict[str, int]) -> AccuracyTable:
+    """Shares of tasks by column, in all and by source. columns: the tasks solved; cost: programs verified."""
+
     def shares(names: set[str]) -> dict[str, Share]:
         return {column: Share(len(solved & names), len(names), cost[column]) for column, solved in columns.items()}
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from systems.safe import syntax as s
 from systems.safe.parser import parse
 from systems.safe.spec import nodes
 from systems.safe.syntax import ProgramProblem, Source
 
+_N = TypeVar("_N", bound=s.Node)
 Reporter: TypeAlias = Callable[[str, s.Node, str], None]
 _FREE_ATTRIBUTES = ("verifier::loop_isolation(", "verifier::spinoff_prover", "verifier::rlimit(")
 _DISTRUSTED_MACROS = frozenset(("unimplemented", "todo", "panic", "unreachable", "unsafe"))
@@ -90,19 +91,21 @@ def _essence(item: s.Item) -> s.Item:
         return item
     body = item.body
     if item.mode == "exec" and body is not None:
-        body = _without_ghost(body)
+        body = without_ghost(body)
     if item.mode == "proof":
         body = s.Block() if body is not None else None
     return replace(item, body=body, decreases=(), attributes=_attributes(item.attributes))
 
 
-def _without_ghost(node: s.Block) -> s.Block:
+def without_ghost(node: _N) -> _N:
+    """A tree of executable code without its ghost parts."""
     stripped = _strip(node)
-    assert isinstance(stripped, s.Block)
+    assert isinstance(stripped, type(node))
     return stripped
 
 
-def _is_ghost(statement: s.Statement) -> bool:
+def is_ghost(statement: s.Statement) -> bool:
+    """Whether a statement is a proof, and no code."""
     if isinstance(statement, s.Let):
         return bool(statement.ghost)
     return isinstance(statement, s.Do) and isinstance(
@@ -123,7 +126,7 @@ def _strip(node: object) -> object:
         if name == "span" or not isinstance(value, tuple | s.Node):
             continue
         if isinstance(node, s.Block) and name == "statements":
-            kept = tuple(statement for statement in kept if not _is_ghost(statement))
+            kept = tuple(statement for statement in kept if not is_ghost(statement))
         elif isinstance(node, s.While | s.For) and name == "spec":
             kept = s.LoopSpec()
         elif isinstance(node, s.While | s.For) and name == "attributes":
