@@ -32,6 +32,8 @@ exit status: 0 everything verified (prove: proved, gate: honest), 1 not, 2 bad u
   python -m systems.safe spec code.rs largest          specifications that pass the filter, with their scores
   python -m systems.safe evolve --out runs/            rounds of draw, verify, train; run again to go on
   python -m systems.safe evaluate runs/round-1/model.npz   Accuracy@1 and @10, with and without debugging
+  python -m systems.safe report runs/ -o page.html     the rounds as a page: accuracy, draws, what fails most
+  python -m systems.safe compare --data tasks.jsonl    baselines, search and a policy in one table
   python -m systems.safe gate task.rs candidate.rs     does the candidate only add a proof to the task?
 """
 
@@ -81,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "spec": _spec,
         "evolve": _evolve,
         "evaluate": _evaluate,
+        "report": _report,
+        "compare": _compare,
     }
     try:
         return actions[args.command](args)
@@ -108,7 +112,15 @@ def _add_learning(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     six.add_argument("--data", type=Path, metavar="JSONL", help="tasks; generated ones of unseen shapes by default")
     six.add_argument("--tests", type=int, default=42, help="how many generated ones (default: 42)")
     six.add_argument("--k", type=int, nargs="+", default=[1, 10], help="draws (default: 1 10)")
-    for one in (five, six):
+    seven = commands.add_parser("report", help="the rounds of `evolve` as one HTML page")
+    seven.add_argument("folder", type=Path, metavar="DIR", help="the --out of evolve")
+    seven.add_argument("-o", "--output", type=Path, required=True, metavar="HTML")
+    eight = commands.add_parser("compare", help="baselines, search and a trained policy on the same tasks")
+    eight.add_argument("--data", type=Path, metavar="JSONL", help="tasks; generated ones of unseen shapes by default")
+    eight.add_argument("--tests", type=int, default=42, help="how many generated ones (default: 42)")
+    eight.add_argument("--model", type=Path, metavar="MODEL", help="model.npz of a round")
+    eight.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the baselines")
+    for one in (five, six, eight):
         one.add_argument("--edition", choices=EDITIONS, default="current", help="default: current")
         one.add_argument("--seed", type=int, default=0, help="default: 0")
         one.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
@@ -319,6 +331,35 @@ def _evaluate(args: argparse.Namespace) -> int:
             )
     for column, share in table.total.items():
         print(f"{column}: {share.draws} programs verified")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from systems.safe.dashboard import dashboard, read_rounds
+
+    page = dashboard(read_rounds(args.folder), f"Self-evolution: {args.folder.resolve().name}")
+    part = args.output.with_name(f"{args.output.name}.part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(args.output)
+    print(args.output)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from systems.safe.baselines import compare
+
+    policy = Policy.load(args.model) if args.model is not None else None
+    lines = compare(
+        _tasks(args.data, args.tests, args.seed), policy=policy, names=args.only, edition=args.edition,
+        seed=args.seed, limits=Limits(workers=args.workers),
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    for line in lines:
+        low, high = line.share.interval
+        print(
+            f"{line.name:24} {line.share.solved:4} of {line.share.total:4} {line.share.value:6.1f} %  "
+            f"{low:.1f}-{high:.1f}  {line.seconds:6.2f} s a task", flush=True,
+        )  # fmt: skip
     return 0
 
 

@@ -27,7 +27,7 @@ from systems.safe.verifier import EDITIONS, Limits, Report, verify
 RUNS = 40
 """Runs of each function that candidates have to survive."""
 _MOST_STATES = 80
-_EXPLORING = 3_000_000
+EXPLORING = 3_000_000
 """Resource units for an obligation while candidates are sorted; the proof itself gets the caller's limits."""
 
 
@@ -112,7 +112,7 @@ def _search(task: str, edition: str, limits: Limits, seed: int) -> Proof:
             pool += [one for signature in typing.functions.values() for one in hints(context(task, typing, signature))]
         program = translated(task, pool, edition)
         proposed = len(program.sketch.candidates)
-        solver = Solver(program, min(limits.rlimit, _EXPLORING))
+        solver = Solver(program, min(limits.rlimit, EXPLORING))
         held, failed = solver.greatest(set(range(proposed)))
         if not failed:
             held = _smallest(solver, held)
@@ -136,14 +136,14 @@ def proposals(task: str, *, edition: str = "current", seed: int = 0) -> Sketch:
 def inductive(task: str, candidates: Sequence[Candidate], *, edition: str = "current") -> list[Candidate]:
     """The greatest part of the candidates that proves itself, whether or not it proves the task."""
     program = translated(task, candidates, edition)
-    held, _ = Solver(program, _EXPLORING).greatest(set(range(len(program.sketch.candidates))), stop=False)
+    held, _ = Solver(program, EXPLORING).greatest(set(range(len(program.sketch.candidates))), stop=False)
     return [program.sketch.candidates[number] for number in sorted(held)]
 
 
 def smallest(task: str, added: Sequence[Candidate], *, edition: str = "current") -> list[Candidate] | None:
     """The least part of a proof that still proves the task; None where it does not."""
     program = translated(task, added, edition)
-    solver = Solver(program, _EXPLORING)
+    solver = Solver(program, EXPLORING)
     held, failed = solver.greatest(set(range(len(program.sketch.candidates))))
     if failed:
         return None
