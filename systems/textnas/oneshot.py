@@ -24,7 +24,7 @@ from systems.textnas.history import Outcome
 from systems.textnas.network import Supernet
 from systems.textnas.space import Arch, Layer, Space
 from systems.textnas.task import FORWARD_SHARE, Task
-from systems.textnas.train import Adam, accuracy, evaluate, rate
+from systems.textnas.train import Adam, accuracy, evaluate, rate, seeded
 from systems.textnas.vocabulary import Batch, Batches
 
 SEARCH_LR, SEARCH_LEAST_LR, SEARCH_L2 = 5e-3, 1e-4, 2e-5
@@ -64,7 +64,7 @@ class OneShot:
         start, before = time.process_time(), self.examples
         right: list[float] = []
         diverged = False
-        with _seeded(self.seed, self.epoch):
+        with seeded(self.seed, self.epoch):
             self.net.train()
             for batch in self.task.train_batches.epoch(self.seed * 1_000_003 + self.epoch):
                 if self.examples - before + len(batch) > most:
@@ -102,7 +102,7 @@ class OneShot:
         """Validation accuracy of `arch` with shared weights, its batch statistics recomputed on a few batches."""
         start = time.process_time()
         batches = self._calibration_batches()
-        with recomputed_statistics(self.net), _seeded(self.seed, -1), torch.no_grad():
+        with recomputed_statistics(self.net), seeded(self.seed, -1), torch.no_grad():
             for batch in batches:
                 self.net(batch.tokens, batch.lengths, arch)
             score = evaluate(self.net, self.task.valid_batches, arch)
@@ -138,7 +138,7 @@ class OneShot:
 def recomputed_statistics(net: nn.Module) -> Iterator[None]:
     """Within, running statistics are plain means of the batches passed, and there is no dropout; then as before."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm1d)]
-    kept = [(n.running_mean.clone(), n.running_var.clone(), n.momentum) for n in norms]  # type: ignore[union-attr]
+    kept = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
     was = net.training
     net.eval()
     for norm in norms:
@@ -148,14 +148,8 @@ def recomputed_statistics(net: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, (mean, var, momentum) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var, norm.momentum = mean, var, momentum
+        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            for name, value in norm.named_buffers():
+                value.copy_(buffers[name])
         net.train(was)
-
-
-@contextmanager
-def _seeded(seed: int, turn: int) -> Iterator[None]:
-    """Within, torch draws from a seed of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed * 1_000_003 + turn) % 2**63)
-        yield

@@ -31,7 +31,7 @@ from systems.textnas.history import BEST_FILE, History, Journal, Outcome, Record
 from systems.textnas.oneshot import OneShot, fair_paths
 from systems.textnas.space import Arch, ArchError, BudgetError, Space
 from systems.textnas.task import FORWARD_SHARE, Task
-from systems.textnas.train import Budget, Result, evaluate_test
+from systems.textnas.train import Budget, Result, evaluate_test, seeded
 from systems.textnas.vocabulary import Batches
 
 Strategy = Literal["enas", "random", "sha", "evolution", "spos", "proxy", "pareto"]
@@ -154,7 +154,8 @@ def random_search(run: Run) -> list[Arch]:
 
 def successive_halving(run: Run) -> list[Arch]:
     """Many random architectures trained a little; the best third goes on, three times as long, twice."""
-    rungs = [max(run.examples // ETA**2, 1), max(run.examples // ETA, 1), run.examples]
+    least = run.data.batch if isinstance(run.data, Task) else 1
+    rungs = [max(run.examples // ETA**2, least), max(run.examples // ETA, least), run.examples]
     each = sum(run.data.trial_cost(examples) / ETA**i for i, examples in enumerate(rungs))
     count = max(int(run.journal.left // each), 1)
     archs = list(_distinct(run.space, run.rng, count))
@@ -216,7 +217,8 @@ def proxy_search(run: Run) -> list[Arch]:
     for arch in archs:
         if not run.affords(len(batch)):
             break
-        rows.append(proxies.scores(task.network(arch, run.seed), batch))
+        with seeded(run.seed):
+            rows.append(proxies.scores(task.network(arch, run.seed), batch))
         run.journal.replayed("proxy", arch, 0.0)
         run.add("proxy", arch, 0.0, Outcome(math.nan, float(len(batch)), task.parameters(arch)))
     order = np.argsort(-proxies.mean_rank(rows), kind="stable")
@@ -421,7 +423,7 @@ def _finals(run: Run, archs: Sequence[Arch], examples: int) -> None:
         write(file, serialised({name: value.contiguous() for name, value in history.state.items()}))
 
 
-def test_best(history: History, task: Task, test: HeldOut) -> float:
+def evaluate_best(history: History, task: Task, test: HeldOut) -> float:
     """Accuracy of the chosen network on the test set, which is read here and counted in the history: do it once."""
     if history.state is None or task.vocabulary is None:
         raise ArchError("the history has no trained network; search with a `final` budget and a task made by Task.of")

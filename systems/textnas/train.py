@@ -13,6 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -174,6 +175,14 @@ def evaluate(net: nn.Module, data: Encoded | Batches, *arguments: Any) -> float:
     """Accuracy on some data, without dropout, with running statistics."""
     labels = (data.data if isinstance(data, Batches) else data).labels
     return accuracy(predict(net, data, *arguments), torch.from_numpy(labels))
+
+
+@contextmanager
+def seeded(seed: int, turn: int = 0) -> Iterator[None]:
+    """Within, torch draws on the CPU from a seed of its own; afterwards its generator is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed * 1_000_003 + turn) % 2**63)
+        yield
 
 
 def endless(batches: Batches, seed: int) -> Iterator[Batch]:
