@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from systems.superscaler import OutOfMemory, capture, models, plans
+from systems.superscaler import InvalidPlan, OutOfMemory, capture, models, plans
+from systems.superscaler.calibration import calibrate
 from systems.superscaler.cluster import Cluster, Table, read_mi200
 from systems.superscaler.simulate import simulate
 
@@ -97,10 +98,50 @@ def test_a_cluster_survives_its_file(tmp_path):
 
 
 def test_measured_collectives_are_predicted_from_half_of_their_sizes(data):
+    """Every other size held out. Where a library's time jumps at one size only, no neighbour tells: the worst table."""
     tables = read_mi200(data("superscaler/mi200"))
-    errors = []
-    for table in tables.values():
+    errors = {}
+    for key, table in tables.items():
         known = Table(table.sizes[::2], table.seconds[::2])
-        errors += [abs(known.at(s) / t - 1) for s, t in zip(table.sizes[1::2], table.seconds[1::2], strict=True)]
-    assert np.median(errors) <= 0.10
-    assert len(errors) == 16 * 6
+        errors[key] = [abs(known.at(s) / t - 1) for s, t in zip(table.sizes[1::2], table.seconds[1::2], strict=True)]
+    every = np.concatenate(list(errors.values()))
+    worst = {key: max(own) for key, own in errors.items()}
+    print(f"median {np.median(every):.4f}, max {every.max():.3f}", {k: v for k, v in worst.items() if v > 0.1})
+    assert len(every) == 16 * 6
+    assert np.median(every) <= 0.03
+    assert sorted(worst.values())[-3] <= 0.15
+
+
+def test_a_table_is_a_line_between_sizes():
+    table = Table((1e3, 2e3, 4e3), (1.0, 2.0, 8.0))
+    assert [table.at(s) for s in (1e3, 1.5e3, 3e3, 4e3, 5e3)] == pytest.approx([1.0, 1.5, 5.0, 8.0, 11.0])
+    assert table.at(10.0) == 0.5
+
+
+def test_a_calibration_is_kept_in_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    cluster = calibrate(2, repeats=2)
+    file = tmp_path / "maat" / "superscaler" / "cluster-2.json"
+    assert Cluster.load(file) == cluster
+    assert Cluster.load(file).tables == cluster.tables
+    assert {kind for kind, _ in cluster.tables} == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all"}
+    assert cluster.flops > 1e8
+    with pytest.raises(InvalidPlan, match="2 or more"):
+        calibrate(1)
+    file.write_text("{}")
+    with pytest.raises(InvalidPlan, match="describes no cluster"):
+        Cluster.load(file)
+
+
+def test_transfers_of_one_node_share_its_link():
+    """Two pairs that cross the same nodes at once take twice as long as one; inside a node they do not meet."""
+    sample = models.gpt(layers=2, vocabulary=8, samples=8)
+    graph = capture(sample.model, sample.batch)
+    near = ideal(nodes=2, per_node=2, inside=1e6, between=1e30)
+    far = ideal(nodes=2, per_node=2, inside=1e30, between=1e6)
+    s = plans.megatron(graph, 2, 2, 1)  # copies 0 and 2, 1 and 3 reduce gradients: both pairs cross
+    plan = s.build()
+    one = plans.data_parallel(graph, 2).build()
+    alone = simulate(one, ideal(nodes=2, per_node=1, inside=1e30, between=1e6))
+    assert simulate(plan, far).step_seconds > 0.8 * alone.step_seconds  # half the bytes a device, two on a link
+    assert simulate(plan, near).step_seconds < simulate(plan, far).step_seconds

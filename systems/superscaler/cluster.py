@@ -1,18 +1,17 @@
 """A cluster: what computes, what connects, and how long both take.
 
 A collective's time comes from a table where one was measured, else from a ring over the slowest link that its group
-crosses: latency for each step, bytes over bandwidth. A table interpolates between measured sizes in logarithms, which
-follows the change of algorithm that a straight line cannot.
+crosses: latency for each step, bytes over bandwidth. A table is a straight line between neighbouring sizes (latency and
+bandwidth of its own in each piece), which follows the change of algorithm that one line cannot.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from systems.superscaler.errors import InvalidPlan
 from systems.superscaler.layout import Kind, elements_sent
@@ -34,14 +33,15 @@ class Table:
             raise InvalidPlan("a table needs two or more sizes with their seconds, all positive")
 
     def at(self, size: float) -> float:
-        """Seconds for a size: interpolated in logarithms; outside, with the slope (0 to 1) of the nearest two."""
-        x, y = np.log(self.sizes), np.log(self.seconds)
-        point = np.log(max(size, 1.0))
-        if x[0] <= point <= x[-1]:
-            return float(np.exp(np.interp(point, x, y)))
-        i, j, edge = (0, 1, 0) if point < x[0] else (-2, -1, -1)
-        slope = float(np.clip((y[j] - y[i]) / (x[j] - x[i]), 0.0, 1.0))
-        return float(np.exp(y[edge] + slope * (point - x[edge])))
+        """Seconds for a size: on the line through the two around it; outside, through the nearest two, not falling."""
+        i = min(max(bisect_right(self.sizes, size), 1), len(self.sizes) - 1)
+        x, y = self.sizes[i - 1 : i + 1], self.seconds[i - 1 : i + 1]
+        slope = (y[1] - y[0]) / (x[1] - x[0])
+        if size < x[0]:
+            return max(y[0] + max(slope, 0.0) * (size - x[0]), y[0] / 2)
+        if size > x[1]:
+            return y[1] + max(slope, 0.0) * (size - x[1])
+        return y[0] + slope * (size - x[0])
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,13 @@ class Cluster:
             nodes, per_node, float(memory), flops, bandwidth, inside, between, name=name,
             fused_attention=not name.startswith("v100"),
         )  # fmt: skip
+
+    @classmethod
+    def calibrate(cls, ranks: int = 2, path: str | Path | None = None) -> Cluster:
+        """This machine with so many local ranks, measured now; see `calibration`."""
+        from systems.superscaler.calibration import calibrate
+
+        return calibrate(ranks, path=path)
 
     def node(self, device: int) -> int:
         """The node that a device is in."""

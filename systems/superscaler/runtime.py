@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,8 @@ class Runner:
     (SGD, Adam, ...): a rank sees only a part of each parameter.
     """
 
+    rank_type: ClassVar[type[Rank]] = Rank
+
     def __init__(
         self,
         plan: Plan,
@@ -70,7 +72,8 @@ class Runner:
             torch.cuda.set_device(self.device)
         self._same_plan()
         values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.rank = Rank(plan, self.index, {n: v.detach().to(self.device) for n, v in values.items()}, seed=seed)
+        own = {n: v.detach().to(self.device) for n, v in values.items()}
+        self.rank = self.rank_type(plan, self.index, own, seed=seed)
         self.rank.constants = {t: v.to(self.device) for t, v in self.rank.constants.items()}
         self.rank.optimize_by(optimizer)
         self.names = {name: tuple(v.shape) for name, v in values.items()}
@@ -125,38 +128,7 @@ class Runner:
                 raise AssertionError(instruction)
 
     def collective(self, kind: str, group: tuple[int, ...], given: Given) -> Given:
-        handle = self.groups[group]
-        if kind == "all_reduce":
-            if len(given) == 1:
-                total = given[0].clone(memory_format=torch.contiguous_format)
-                dist.all_reduce(total, group=handle)
-                return [total]
-            flat = torch.cat([g.reshape(-1) for g in given])
-            dist.all_reduce(flat, group=handle)
-            found, at = [], 0
-            for g in given:
-                found.append(flat[at : at + g.numel()].view(g.shape))
-                at += g.numel()
-            return found
-        if kind == "all_gather":
-            mine = given[0].contiguous()
-            if self.device.type == "cpu" and mine.numel() * mine.element_size() >= BROADCAST_FROM:
-                pieces = [mine if r == self.index else torch.empty_like(mine) for r in group]
-                works = [dist.broadcast(p, r, group=handle, async_op=True) for p, r in zip(pieces, group, strict=True)]
-                for work in works:
-                    work.wait()
-                return pieces
-            pieces = [torch.empty_like(mine) for _ in group]
-            dist.all_gather(pieces, mine, group=handle)
-            return pieces
-        if kind == "reduce_scatter":
-            result = torch.empty_like(given[group.index(self.index)], memory_format=torch.contiguous_format)
-            dist.reduce_scatter(result, [g.contiguous() for g in given], group=handle)
-            return [result]
-        sizes = [g.numel() for g in given]
-        arrived = torch.empty(sum(sizes), dtype=given[0].dtype, device=self.device)
-        dist.all_to_all_single(arrived, torch.cat([g.reshape(-1) for g in given]), sizes, sizes, group=handle)
-        return [piece.view(g.shape) for piece, g in zip(arrived.split(sizes), given, strict=True)]
+        return collective(kind, group, given, self.groups[group], self.index, self.device)
 
     def _groups(self) -> dict[tuple[int, ...], Any]:
         """Every rank makes the groups of all programs, in one order."""
@@ -294,6 +266,43 @@ class Runner:
         dist.all_reduce(padded, op=dist.ReduceOp.MAX)
         joined = bytes(padded.tolist()).decode()
         return joined.split(",") if joined else []
+
+
+def collective(
+    kind: str, group: tuple[int, ...], given: Given, handle: Any, index: int, device: torch.device
+) -> Given:
+    """A collective of this rank, `index`, in a group with its handle; gives what arrives, in order."""
+    if kind == "all_reduce":
+        if len(given) == 1:
+            total = given[0].clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total, group=handle)
+            return [total]
+        flat = torch.cat([g.reshape(-1) for g in given])
+        dist.all_reduce(flat, group=handle)
+        found, at = [], 0
+        for g in given:
+            found.append(flat[at : at + g.numel()].view(g.shape))
+            at += g.numel()
+        return found
+    if kind == "all_gather":
+        mine = given[0].contiguous()
+        if device.type == "cpu" and mine.numel() * mine.element_size() >= BROADCAST_FROM:
+            pieces = [mine if r == index else torch.empty_like(mine) for r in group]
+            works = [dist.broadcast(p, r, group=handle, async_op=True) for p, r in zip(pieces, group, strict=True)]
+            for work in works:
+                work.wait()
+            return pieces
+        pieces = [torch.empty_like(mine) for _ in group]
+        dist.all_gather(pieces, mine, group=handle)
+        return pieces
+    if kind == "reduce_scatter":
+        result = torch.empty_like(given[group.index(index)], memory_format=torch.contiguous_format)
+        dist.reduce_scatter(result, [g.contiguous() for g in given], group=handle)
+        return [result]
+    sizes = [g.numel() for g in given]
+    arrived = torch.empty(sum(sizes), dtype=given[0].dtype, device=device)
+    dist.all_to_all_single(arrived, torch.cat([g.reshape(-1) for g in given]), sizes, sizes, group=handle)
+    return [piece.view(g.shape) for piece, g in zip(arrived.split(sizes), given, strict=True)]
 
 
 def _write(path: Path, content: Any) -> None:

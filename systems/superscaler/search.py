@@ -92,14 +92,15 @@ class _Way:
 def search(
     graph: Graph, cluster: Cluster, *, devices: int | None = None, space: str | Space = "full",
     constraints: Iterable[Constraint] = (), state: float | None = None, recompute: Sequence[str] = ("none", "segment"),
-    simulated: int = 0, gap: float = 0.01, prices: Prices | None = None,
+    simulated: int = 0, gap: float = 0.01, prices: Prices | None = None, closest: bool = True,
 ) -> Found:  # fmt: skip
     """The shortest step of a space on some devices of a cluster (all by default).
 
     state: bytes of optimizer state for each trained element (two tensors of the parameters' type by default).
     recompute: what is considered; "block" is what other systems do, the runtime keeps a little more and moves less.
     simulated: so many of the best candidates are built and simulated, and ranked by that.
-    Raises OutOfMemory, with the closest plan and what it lacks, where no plan fits; InvalidPlan for what contradicts.
+    Raises OutOfMemory, with the closest plan and what it lacks (which takes more searches; `closest` says whether),
+    where no plan fits; InvalidPlan for what contradicts.
     """
     if isinstance(space, str):
         if space not in SPACES:
@@ -109,7 +110,7 @@ def search(
     if not 1 <= count <= cluster.devices:
         raise InvalidPlan(f"{count} devices of a cluster that has {cluster.devices}")
     run = _Search(graph, cluster, count, space, tuple(constraints), state, tuple(recompute), gap, prices)
-    return run.found(simulated)
+    return run.found(simulated, closest)
 
 
 class _Search:
@@ -136,9 +137,11 @@ class _Search:
                 found = set(c.idents) if found is None else found & set(c.idents)
         return found
 
-    def found(self, simulated: int) -> Found:
+    def found(self, simulated: int, closest: bool) -> Found:
         """All of it."""
         self.everything()
+        if not self.candidates and not closest:
+            raise OutOfMemory(f"no plan of the {self.space.name} space fits {self.devices} devices")
         if not self.candidates:
             raise self.too_large()
         ranked = self.ranked()

@@ -136,6 +136,18 @@ def simulate(plan: Plan, cluster: Cluster) -> Trace:
     return _Simulation(plan, cluster).run()
 
 
+def work_seconds(plan: Plan, cluster: Cluster) -> dict[int, float]:
+    """Work -> seconds of its forward."""
+    simulation = _Simulation(plan, cluster)
+    return {number: simulation.seconds(work)[0] for number, work in plan.works.items()}
+
+
+def update_seconds(plan: Plan, cluster: Cluster, rank: int) -> float:
+    """Seconds of a rank's optimizer step."""
+    simulation = _Simulation(plan, cluster)
+    return sum(simulation.update_seconds(rank, i) for i in plan.programs[rank] if isinstance(i, Update))
+
+
 class _Simulation:
     def __init__(self, plan: Plan, cluster: Cluster) -> None:
         self.plan, self.cluster = plan, cluster
@@ -260,11 +272,14 @@ class _Simulation:
             work = self.plan.works[instruction.work]
             self.compute(rank, instruction, work)
         elif isinstance(instruction, Update):
-            touched = sum(4 * memory.size(w) for w, _ in instruction.pairs)
-            self.clock[rank] += self.cluster.compute_seconds(0.0, touched)
+            self.clock[rank] += self.update_seconds(rank, instruction)
             self.events.append(Event(rank, start, self.clock[rank], "update", "update"))
         for b in writes(instruction, self.plan.works):
             memory.add(("buffer", b), memory.size(b), self.clock[rank])
+
+    def update_seconds(self, rank: int, instruction: Update) -> float:
+        """Weights, gradients and two moments are read or written."""
+        return self.cluster.compute_seconds(0.0, sum(4 * self.memory[rank].size(w) for w, _ in instruction.pairs))
 
     def compute(self, rank: int, instruction: Compute, work: Work) -> None:
         start, memory = self.clock[rank], self.memory[rank]
