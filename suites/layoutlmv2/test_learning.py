@@ -17,6 +17,7 @@ from systems.layoutlmv2.datasets import Matched, sroie, thin_pictures
 from systems.layoutlmv2.finetune import Reader, bio, evaluate_reader, fit
 from systems.layoutlmv2.pretrain import Shares, judge, pretrain
 from systems.layoutlmv2.synth import KINDS, form, make
+from systems.layoutlmv2.training import FROM_SCRATCH
 
 SEEDS = (0, 1, 2)
 FIRST_TEST = 900_000
@@ -43,7 +44,7 @@ def score_on_forms(panels, seed, steps=400, train=1000, test=100, **changes):
     picture = panels and changes.get("image", True)
     names = ["key", "value", *(["office"] if panels else [])]
     reader = tagger(vocabulary(), names, seed, **changes)
-    fit(reader, forms(train, panels, 0, picture), steps=steps, lr=1e-3, batch=16, seed=seed)
+    fit(reader, forms(train, panels, 0, picture), steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=16, seed=seed)
     unseen = forms(test, panels, FIRST_TEST, picture)
     return evaluate_reader(reader, unseen)[0], reader
 
@@ -113,7 +114,7 @@ def few_labels(seed, weights, tokenizer, steps=150):
     if weights is not None:
         reader.model.layoutlmv2.load_state_dict(weights)
     labelled = large_vocabulary(16, 700_000 + 16 * seed)
-    fit(reader, labelled, steps=steps, lr=1e-3, batch=8, seed=seed)
+    fit(reader, labelled, steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=8, seed=seed)
     return evaluate_reader(reader, large_vocabulary(100, FIRST_TEST))[0]
 
 
@@ -128,7 +129,8 @@ def test_pretraining_helps(claim, measure):
     model = Pretrainer(TINY.with_(vocab_size=len(tokenizer), image=False, dropout=0.0))
     pages = [example.page for example in unlabelled]
     none = Shares(covered=0.0, other_picture=0.0, no_picture=0.0)
-    pretrain(model, pages, tokenizer, steps=800, lr=1e-3, batch=16, shares=none, weights=(1.0, 0.0, 0.0))
+    settings = {"lr": 1e-3, "table_rate": FROM_SCRATCH, "batch": 16, "weights": (1.0, 0.0, 0.0)}
+    pretrain(model, pages, tokenizer, steps=800, shares=none, **settings)
     weights = model.layoutlmv2.state_dict()
     scratch = [few_labels(seed, None, tokenizer) for seed in SEEDS]
     started = [few_labels(seed, weights, tokenizer) for seed in SEEDS]
@@ -152,7 +154,7 @@ def pretrained(steps, pages, seed=0, shares=None, batch=16):
     torch.manual_seed(seed)
     model = Pretrainer(TINY.with_(vocab_size=len(tokenizer), dropout=0.0))
     pretrain(
-        model, mixed_pages(pages, 0), tokenizer, steps=steps, lr=1e-3, batch=batch, seed=seed,
+        model, mixed_pages(pages, 0), tokenizer, steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=batch, seed=seed,
         shares=shares or Shares(),
     )  # fmt: skip
     return model
@@ -199,10 +201,11 @@ def test_three_objectives_are_no_worse_than_one(claim, measure):
         for name, weights in (("words alone", (1.0, 0.0, 0.0)), ("all three", (1.0, 1.0, 1.0))):
             torch.manual_seed(seed)
             model = Pretrainer(TINY.with_(vocab_size=len(vocabulary()), dropout=0.0))
-            pretrain(model, pages, vocabulary(), steps=400, lr=1e-3, batch=16, seed=seed, weights=weights)
+            settings = {"lr": 1e-3, "table_rate": FROM_SCRATCH, "batch": 16, "weights": weights}
+            pretrain(model, pages, vocabulary(), steps=400, seed=seed, **settings)
             reader = tagger(vocabulary(), ["key", "value", "office"], seed)
             reader.model.layoutlmv2.load_state_dict(model.layoutlmv2.state_dict())
-            fit(reader, forms(1000, True)[:48], steps=150, lr=1e-3, batch=8, seed=seed)
+            fit(reader, forms(1000, True)[:48], steps=150, lr=1e-3, table_rate=FROM_SCRATCH, batch=8, seed=seed)
             scores[name].append(evaluate_reader(reader, forms(100, True, FIRST_TEST))[0])
     for name, values in scores.items():
         measure.record(name, values, "1", better="higher")
@@ -219,7 +222,7 @@ def kinds(count, first):
 
 def score_on_kinds(steps, train, test):
     reader = tagger(mixed_vocabulary(), KINDS, 0, PageClassifier)
-    fit(reader, kinds(train, 0), steps=steps, lr=1e-3, batch=12)
+    fit(reader, kinds(train, 0), steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=12)
     return evaluate_reader(reader, kinds(test, FIRST_TEST))[0]
 
 
@@ -243,7 +246,7 @@ def asked(count, first):
 
 def score_on_questions(steps, train, test):
     reader = tagger(mixed_vocabulary(), [], 0, QuestionAnswerer)
-    fit(reader, asked(train, 0), steps=steps, lr=1e-3, batch=12)
+    fit(reader, asked(train, 0), steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=12)
     return evaluate_reader(reader, asked(test, FIRST_TEST))[0]
 
 
@@ -258,7 +261,7 @@ def test_a_question_head_learns_a_little_set_by_heart():
     reader = tagger(mixed_vocabulary(), [], 0, QuestionAnswerer)
     cards = [make("id_card", seed, 128) for seed in range(4)]
     before = evaluate_reader(reader, cards)[0]
-    fit(reader, cards, steps=60, lr=2e-3, batch=8, moved=False)
+    fit(reader, cards, steps=60, lr=2e-3, table_rate=FROM_SCRATCH, batch=8, moved=False)
     assert evaluate_reader(reader, cards)[0] > before + 0.3
 
 
@@ -282,7 +285,7 @@ def score_on_receipts(parts, seed, steps=900, **changes):
     train, test = parts
     texts = (word for example in train for word in example.page.texts)
     reader = tagger(Tokenizer.train(texts, 2000), ["company", "date", "address", "total"], seed, **changes)
-    fit(reader, train, steps=steps, lr=1e-3, batch=8, seed=seed)
+    fit(reader, train, steps=steps, lr=1e-3, table_rate=FROM_SCRATCH, batch=8, seed=seed)
     return evaluate_reader(reader, test)[0]
 
 

@@ -123,9 +123,18 @@ def _add_training(parser: argparse.ArgumentParser, steps: int, batch: int) -> No
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table-rate", type=float, help="of the bias tables over --lr; default 30, 1 with --from")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save-every", type=int, default=100, help="steps between saved states")
+
+
+def _table_rate(given: argparse.Namespace) -> float:
+    from systems.layoutlmv2.training import FROM_SCRATCH
+
+    if given.table_rate is not None:
+        return float(given.table_rate)
+    return 1.0 if given.start else FROM_SCRATCH
 
 
 def _progress(steps: int) -> Callable[[int, float], None]:
@@ -272,8 +281,8 @@ def _pretrain(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     pretrain(
         model.to(given.device), pages, tokenizer, steps=given.steps, lr=given.lr, batch=given.batch, seed=given.seed,
-        precision=given.precision, state=given.out / "pretrain.state", save_every=given.save_every,
-        progress=_progress(given.steps),
+        table_rate=_table_rate(given), precision=given.precision, state=given.out / "pretrain.state",
+        save_every=given.save_every, progress=_progress(given.steps),
     )  # fmt: skip
     if rank == 0:
         checkpoint.save(model, given.out)
@@ -331,6 +340,7 @@ def _finetune(given: argparse.Namespace) -> None:
     fit(
         reader, examples, steps=given.steps, lr=given.lr, batch=given.batch, seed=given.seed, moved=not given.still,
         weighted=given.weighted, dev=dev, patience=given.patience if dev else None, precision=given.precision,
+        table_rate=_table_rate(given),
         state=given.out / "finetune.state", save_every=given.save_every, progress=_progress(given.steps),
     )  # fmt: skip
     if place()[0] == 0:

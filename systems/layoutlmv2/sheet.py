@@ -124,7 +124,7 @@ class Sheet:
     def example(
         self, label: str, questions: Mapping[str, str] | None = None, longest: int | None = 448, name: str = ""
     ) -> Example:
-        """The finished page. questions: entity -> the question that it answers; longest: of its picture, None for none."""
+        """The finished page. questions: entity -> the question it answers; longest: side of its picture, or None."""
         size = (self.width, self.height)
         marked = [Word(str(k), normalise(one.box, size)) for k, one in enumerate(self.placed)]
         order = order_lines(marked)
