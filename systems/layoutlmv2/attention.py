@@ -257,7 +257,11 @@ def attend(
             raise InputError(f"backend {backend!r} reads the tables by difference: give it SpatialBias.relative(...)")
         if dropout:
             raise InputError(f"backend {backend!r} has no dropout: use 'sdpa', or set attention_dropout to 0")
-        return _flex(q, k, v, bias)
+        if backend == "flex":
+            return _flex(q, k, v, bias)
+        from systems.layoutlmv2.fused import fused_attention
+
+        return fused_attention(q, k, v, bias)
     dense = bias.dense() if isinstance(bias, RelativeBias) else bias
     dense = dense.to(q.dtype)
     if backend == "math":
