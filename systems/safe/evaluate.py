@@ -93,7 +93,10 @@ class Evaluator:
             case s.Unary():
                 inner = self.function(expr.operand)
                 if expr.op == "!":
-                    return lambda env: not inner(env)
+                    limits = integer_range(self.type_of(expr).name)
+                    if limits is not None:
+                        return lambda env: sum(limits) - inner(env)
+                    return _not(inner) if self.type_of(expr).name == "bool" else _undetermined
                 return (lambda env: -inner(env)) if expr.op == "-" else inner
             case s.Binary():
                 return self._binary(expr)

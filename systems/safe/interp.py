@@ -136,7 +136,8 @@ class Interpreter:
             case s.Unary():
                 inner = self.value(expr.operand, env)
                 if expr.op == "!":
-                    return not inner
+                    limits = integer_range(self.type_of(expr).name)
+                    return sum(limits) - inner if limits is not None else not inner
                 return self.in_range(-inner, expr) if expr.op == "-" else inner
             case s.Cast():
                 inner = self.value(expr.operand, env)

@@ -112,7 +112,7 @@ class Operators(Scopes):
             case "!":
                 found = strip(self.expr(expr.operand))
                 if isinstance(found, Ty) and found.name in MACHINE:
-                    raise Unsupported("bitwise `!`", expr.span)
+                    return found
                 self.coerce(found, BOOL, expr.span)
                 return BOOL
             case "-":

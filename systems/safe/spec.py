@@ -23,7 +23,7 @@ from systems.safe.terms import (
     number,
     subterms,
 )  # fmt: skip
-from systems.safe.theory import Theory, bounds
+from systems.safe.theory import Theory, bounds, opposite
 from systems.safe.types import (
     BOOL,
     INTEGERS,
@@ -144,9 +144,9 @@ class Encoder:
             case s.Path():
                 return self.path(expr, env)
             case s.Unary():
-                if expr.op == "!":
-                    return negate(self.term(expr.operand, env))
                 inner = self.term(expr.operand, env)
+                if expr.op == "!":
+                    return opposite(self.type_of(expr, env), inner)
                 if expr.op == "-":
                     return number(-int(inner)) if isinstance(inner, str) and inner.isdigit() else ("-", inner)
                 return inner

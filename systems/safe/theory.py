@@ -71,6 +71,15 @@ def bounds(name: str) -> tuple[Term, Term | None]:
     return number(-(2 ** (SIGNED[name] - 1))), number(2 ** (SIGNED[name] - 1) - 1)
 
 
+def opposite(type_: Ty, term: Term) -> Term:
+    """`!` of a boolean, or of a machine integer: every bit turned mirrors the numbers of the type."""
+    if type_.name not in SIGNED and type_.name not in UNSIGNED and type_.name not in ("usize", "isize"):
+        return negate(term)
+    low, high = bounds(type_.name)
+    assert high is not None
+    return ("-", ("+", low, high), term)
+
+
 class Theory:
     """The declarations and axioms that one program needs, in order. Asking for a sort or an operation adds it."""
 

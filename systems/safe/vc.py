@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from systems.safe import syntax as s
+from systems.safe.bitvectors import Bits
+from systems.safe.evaluate import Evaluator
 from systems.safe.loops import Loops
 from systems.safe.spec import Encoder, Env, depth_name, fuel_name, nodes, value_type
 from systems.safe.syntax import Span, TypeProblem, Unsupported
 from systems.safe.terms import FALSE, TRUE, Term, conj, implies, negate, number
+from systems.safe.theory import opposite
 from systems.safe.types import Signature, Ty
 from systems.safe.walk import ASSERTION, DECREASES, Goal, Region, decreased, result_type
 
@@ -150,7 +153,7 @@ class _Walk(Loops):
             case s.Unary():
                 inner = self.value(expr.operand)
                 if expr.op == "!":
-                    return negate(inner)
+                    return opposite(self.type_of(expr), inner)
                 if expr.op == "-":
                     found = number(-int(inner)) if isinstance(inner, str) and inner.isdigit() else ("-", inner)
                     self.in_range(found, self.type_of(expr), expr.span)
@@ -271,6 +274,12 @@ class _Walk(Loops):
         elif expr.by == "nonlinear_arith":
             self.nonlinear(expr)
             self.assume(self.spec(expr.condition))
+        elif expr.by == "bit_vector":
+            self.bit_vector(expr)
+            self.assume(self.spec(expr.condition))
+        elif expr.by in ("compute", "compute_only"):
+            self.compute(expr, proved)
+            self.assume(self.spec(expr.condition))
         elif expr.by:
             raise Unsupported(f"`by({expr.by})`", expr.span)
         else:
@@ -291,6 +300,53 @@ class _Walk(Loops):
             walk.block(expr.body)
         walk.goal(walk.spec(expr.condition), ASSERTION, expr.condition.span)
         self.regions.append(region)
+
+    def bit_vector(self, expr: s.Assert) -> None:
+        """Prove the requirements here, then the claim from them alone, over bit-vectors."""
+        if expr.body is not None:
+            raise Unsupported("a body of `by(bit_vector)`", expr.span)
+        for clause in expr.requires:
+            self.goal(self.spec(clause), "requires not satisfied", clause.span)
+        region = Region(self.signature.name, "bit_vector", expr.span, owner=self.region.owner)
+        locals_ = self.encoder.typing.locals
+        bits = Bits(self.type_of, lambda path: local.unique if (local := locals_.get(id(path))) else None)
+        facts = [bits.condition(clause) for clause in expr.requires]
+        claim = expr.condition
+        while isinstance(claim, s.Quantifier) and claim.kind == "forall":
+            claim = claim.body  # what it binds is as free as any variable
+        goal = bits.condition(claim)
+        for name, sort in bits.declarations.items():
+            region.declare(name, sort)
+        for fact in facts:
+            region.fact(fact)
+        region.goal(goal, Goal(ASSERTION, expr.condition.span))
+        self.regions.append(region)
+
+    def compute(self, expr: s.Assert, proved: Term) -> None:
+        """By evaluation, where nothing in the claim is unknown; else `by(compute)` leaves it to the solver."""
+        known = None
+        if not self.at_a_width(expr.condition):
+            known = Evaluator(self.encoder.typing).holds(expr.condition, {})
+        if known is None and expr.by == "compute_only":
+            raise Unsupported("`by(compute_only)` of what evaluation does not decide", expr.span)
+        if known is not True:
+            self.goal(FALSE if known is False else proved, ASSERTION, expr.span)
+
+    def at_a_width(self, claim: s.Expr) -> bool:
+        """Whether a claim, or a spec function that it may call, looks at the width of a size or cuts what is shifted
+        to the left: evaluation takes sizes for 64 bits and numbers as they are.
+        """
+        typing = self.encoder.typing
+        bodies = [one.fn.body for one in typing.functions.values() if one.mode == "spec"]
+        for node in nodes((claim, *bodies)):
+            kind = typing.types.get(id(node))
+            if isinstance(node, s.Binary) and node.op == "<<":
+                return True
+            if isinstance(node, s.Path) and node.names[0] in ("usize", "isize"):
+                return True
+            if isinstance(kind, Ty) and kind.name in ("usize", "isize"):
+                return True
+        return False
 
     def assert_forall(self, expr: s.AssertForall) -> None:
         binders, typed, inner = self.encoder.binders(expr.params, self.env)

@@ -214,7 +214,7 @@ def report(made: Plan, answers: Sequence[Answer], seconds: float) -> Report:
         total += len(region.goals)
         used += sum(answer.rlimits)
         diagnostics += [_failure(region, goal, verdict, made.source) for goal, verdict in bad]
-        if region.what == "nonlinear":
+        if region.what in ("nonlinear", "bit_vector"):
             if bad:
                 failed_before.add(region.function)
                 errors += 1
