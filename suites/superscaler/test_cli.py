@@ -42,3 +42,26 @@ def test_what_cannot_be_done_is_refused(capsys):
     assert "NAME=N" in capsys.readouterr().err
     assert main(["simulate", "gpt", "--cluster", "abacus", *SMALL]) == 2
     assert "v100_dgx1" in capsys.readouterr().err
+
+
+def test_a_search_writes_a_plan_that_the_other_commands_take(capsys, tmp_path):
+    file, model = str(tmp_path / "plan.json"), ["gpt", *SMALL]
+    assert main(["plan", *model, "--search", "--devices", "2", "--out", file]) == 0
+    assert "micro-batches" in capsys.readouterr().out
+    assert main(["verify", *model, "--file", file]) == 0
+    assert "ranks: right" in capsys.readouterr().out
+    assert main(["verify", "gpt", "--file", file, "--set", "layers=3"]) == 2
+    assert "is for blocks" in capsys.readouterr().err
+    assert main(["plan", *model, "--search", "--devices", "2", "--memory", "1e-6"]) == 2
+    assert "MiB more" in capsys.readouterr().err
+    assert main(["plan", *model, "--search", "--devices", "99"]) == 2
+    assert "99 devices of a cluster that has 8" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_calibration_is_a_cluster_for_the_other_commands(capsys, tmp_path):
+    file = str(tmp_path / "local.json")
+    assert main(["calibrate", "--out", file]) == 0
+    assert "all_reduce of 2" in capsys.readouterr().out
+    assert main(["simulate", "gpt", "--plan", "data", "--dp", "2", "--cluster", file, *SMALL]) == 0
+    assert "ms a step" in capsys.readouterr().out

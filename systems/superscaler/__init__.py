@@ -12,6 +12,7 @@ what each part holds and needs, and every built program is verified before it ru
 from systems.superscaler import models, plans
 from systems.superscaler.annotations import Annotation
 from systems.superscaler.capture import capture
+from systems.superscaler.cluster import Cluster
 from systems.superscaler.errors import (
     CyclicOrder,
     InvalidPlan,
@@ -28,14 +29,21 @@ from systems.superscaler.graph import Graph, Op, PTensor, VTensor
 from systems.superscaler.inmemory import InMemory
 from systems.superscaler.layout import Layout, Path, path
 from systems.superscaler.mask import Mask
-from systems.superscaler.materialize import Plan
 from systems.superscaler.operators import register
+from systems.superscaler.plan import Plan
+from systems.superscaler.recipes import Recipe
+from systems.superscaler.search import Found, search
+from systems.superscaler.simulate import Trace, simulate
+from systems.superscaler.spaces import Constraint, Space
 from systems.superscaler.sprogram import Part, Replicate, Split, SProgram, Task
 from systems.superscaler.verify import Report, verify
 
 __all__ = [
     "Annotation",
+    "Cluster",
+    "Constraint",
     "CyclicOrder",
+    "Found",
     "Graph",
     "InMemory",
     "InvalidPlan",
@@ -50,13 +58,16 @@ __all__ = [
     "PlanError",
     "PlanMismatch",
     "RankFailure",
+    "Recipe",
     "Replicate",
     "Report",
     "SProgram",
+    "Space",
     "Split",
     "Stuck",
     "SuperScalerError",
     "Task",
+    "Trace",
     "Unassigned",
     "Unsupported",
     "VTensor",
@@ -65,5 +76,7 @@ __all__ = [
     "path",
     "plans",
     "register",
+    "search",
+    "simulate",
     "verify",
 ]

@@ -6,6 +6,10 @@
   python -m systems.superscaler simulate multilingual --plan interlaced --pp 4 --cluster v100_dgx1
   python -m systems.superscaler draw gpt --plan 1f1b --pp 4 --out timeline.html
   python -m systems.superscaler run gpt --plan megatron --tp 2 --steps 3        # gloo, compared with one device
+  python -m systems.superscaler plan gpt --search --cluster v100_dgx1 --devices 4 --out plan.json
+  python -m systems.superscaler run gpt --file plan.json                        # or verify, simulate, draw, plan
+  python -m systems.superscaler calibrate --ranks 2         # measure this machine: --cluster takes the file it writes
+  python -m systems.superscaler map --models t5 swin --devices 32 --out map.jsonl   # speed-ups at published sizes
 
 Models are the test sizes of `systems.superscaler.models`; sizes are set by --set, such as --set layers=8 width=32.
 Exit status: 0 as hoped for, 1 where a run differs from the serial model or a program is wrong, 2 where something was
@@ -18,6 +22,8 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from systems.superscaler import models, plans
@@ -25,8 +31,13 @@ from systems.superscaler.capture import capture
 from systems.superscaler.cluster import Cluster
 from systems.superscaler.errors import SuperScalerError
 from systems.superscaler.graph import Graph
-from systems.superscaler.materialize import Plan
+from systems.superscaler.plan import Plan
+from systems.superscaler.published import SIZES
+from systems.superscaler.recipes import Recipe
+from systems.superscaler.search import search
 from systems.superscaler.simulate import simulate
+from systems.superscaler.spaces import SPACES
+from systems.superscaler.speedups import speed_up_map
 from systems.superscaler.sprogram import SProgram
 from systems.superscaler.verify import verify
 
@@ -81,16 +92,33 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--stage", type=int, default=3, help="of ZeRO, 1 to 3")
         command.add_argument("--microbatches", type=int, default=1, help="micro-batches a step")
         command.add_argument("--set", nargs="*", default=[], metavar="NAME=N", help="sizes of the model")
+        command.add_argument("--file", help="take the plan of this file, which a search wrote")
         command.set_defaults(act=act)
         if name == "plan":
             command.add_argument("--rank", type=int, help="print the program of this rank")
-        if name in ("simulate", "draw"):
-            command.add_argument("--cluster", default="v100_dgx1", help="preset (default v100_dgx1)")
+            command.add_argument("--search", action="store_true", help="find the fastest plan of a space")
+            command.add_argument("--space", choices=sorted(SPACES), default="full", help="whose plans (default full)")
+            command.add_argument("--devices", type=int, help="how many to use (default all of the cluster)")
+            command.add_argument("--memory", type=float, help="GiB of a device, instead of the cluster's")
+            command.add_argument("--out", help="write the plan that was found to this file")
+        if name in ("plan", "simulate", "draw"):
+            command.add_argument("--cluster", default="v100_dgx1", help="preset (default v100_dgx1), or a file of one")
             command.add_argument("--nodes", type=int, default=1)
         if name == "draw":
             command.add_argument("--out", required=True, help="file to write: .html, or .json for Perfetto")
         if name == "run":
             command.add_argument("--steps", type=int, default=3)
+    measuring = commands.add_parser("calibrate", help="measure collectives and kernels of this machine")
+    measuring.add_argument("--ranks", type=int, default=2, help="local ranks (default 2)")
+    measuring.add_argument("--out", help="file to write (default: in the user's data folder)")
+    measuring.set_defaults(act=_calibrate)
+    speedups = commands.add_parser("map", help="simulated speed-ups over earlier spaces, at published sizes")
+    speedups.add_argument("--models", nargs="+", choices=sorted(SIZES), default=["t5", "swin"])
+    speedups.add_argument("--devices", nargs="+", type=int, default=[32], help="4, 8, 16, 32")
+    speedups.add_argument("--per-node", nargs="+", type=int, choices=[8, 16], default=[8, 16])
+    speedups.add_argument("--memory", nargs="+", type=float, default=[32.0], help="GiB of a device")
+    speedups.add_argument("--out", help="file of cells; those that it has are not computed again")
+    speedups.set_defaults(act=_map)
     return parser
 
 
@@ -106,10 +134,59 @@ def _sample(given: argparse.Namespace) -> models.Sample:
 
 def _built(given: argparse.Namespace) -> tuple[models.Sample, Plan]:
     sample = _sample(given)
-    return sample, PLANS[given.plan](capture(sample.model, sample.batch), given).build()
+    graph = capture(sample.model, sample.batch)
+    if given.file is not None:
+        return sample, Recipe.load(given.file, graph).program(graph).build()
+    return sample, PLANS[given.plan](graph, given).build()
+
+
+def _cluster(given: argparse.Namespace) -> Cluster:
+    if Path(given.cluster).suffix == ".json":
+        return Cluster.load(given.cluster)
+    return Cluster.preset(given.cluster, given.nodes)
+
+
+def _search(given: argparse.Namespace) -> int:
+    sample, cluster = _sample(given), _cluster(given)
+    if given.memory is not None:
+        cluster = replace(cluster, memory=given.memory * 2**30)
+    graph = capture(sample.model, sample.batch)
+    found = search(graph, cluster, devices=given.devices, space=given.space)
+    print(found)
+    for other in found.runners_up[:3]:
+        print(f"  next {1e3 * other.seconds:.3f} ms: {other.recipe}")
+    tried = ", ".join(f"{n} {what}" for what, n in found.tried.items())
+    seconds = ", ".join(f"{what} {s:.2f} s" for what, s in found.seconds.items())
+    print(f"tried {tried} in {seconds}; at most {100 * found.gap:.2f} % above the bound")
+    if given.out:
+        found.recipe.save(given.out, graph)
+        print(f"{given.out}: written")
+    return 0
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from systems.superscaler.calibration import calibrate, data_folder
+
+    print("measuring collectives and kernels ...", file=sys.stderr)
+    cluster = calibrate(given.ranks, path=given.out)
+    print(given.out or data_folder() / f"cluster-{given.ranks}.json")
+    print(f"kernels {cluster.flops / 1e9:.1f} GFLOP/s, memory {cluster.memory_bandwidth / 1e9:.1f} GB/s, sends "
+          f"{1e6 * cluster.inside_latency:.0f} us and {cluster.inside / 1e9:.2f} GB/s")  # fmt: skip
+    for (kind, count), table in sorted(cluster.tables.items()):
+        print(f"{kind} of {count}: {1e6 * table.seconds[0]:.0f} us for {table.sizes[0] / 1024:.0f} KiB, "
+              f"{1e6 * table.seconds[-1]:.0f} us for {table.sizes[-1] / 1024:.0f} KiB")  # fmt: skip
+    return 0
+
+
+def _map(given: argparse.Namespace) -> int:
+    memories = [m * 2**30 for m in given.memory]
+    speed_up_map(given.models, given.devices, per_node=given.per_node, memories=memories, path=given.out, say=print)
+    return 0
 
 
 def _plan(given: argparse.Namespace) -> int:
+    if given.search:
+        return _search(given)
     _, plan = _built(given)
     print(plan.graph)
     print(plan)
@@ -133,7 +210,7 @@ def _verify(given: argparse.Namespace) -> int:
 
 def _simulate(given: argparse.Namespace) -> int:
     _, plan = _built(given)
-    trace = simulate(plan, Cluster.preset(given.cluster, given.nodes))
+    trace = simulate(plan, _cluster(given))
     print(f"{1e3 * trace.step_seconds:.3f} ms a step, {100 * trace.bubble_fraction:.1f} % of it idle")
     for rank, (peak, sent) in enumerate(zip(trace.peak_bytes, trace.sent_bytes, strict=True)):
         print(f"rank {rank}: peak {peak / 2**20:.2f} MiB, sends {sent / 2**20:.2f} MiB")
@@ -143,7 +220,7 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def _draw(given: argparse.Namespace) -> int:
     _, plan = _built(given)
-    trace = simulate(plan, Cluster.preset(given.cluster, given.nodes))
+    trace = simulate(plan, _cluster(given))
     (trace.chrome if given.out.endswith(".json") else trace.draw)(given.out)
     print(f"{given.out}: {len(trace.events)} events")
     return 0

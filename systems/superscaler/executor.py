@@ -14,8 +14,8 @@ from torch import Tensor
 
 from systems.superscaler.graph import Graph, narrow
 from systems.superscaler.mask import Region
-from systems.superscaler.materialize import Parameter, Plan
 from systems.superscaler.operators import evaluate
+from systems.superscaler.plan import Parameter, Plan
 from systems.superscaler.program import (
     COMMUNICATION,
     Assemble,

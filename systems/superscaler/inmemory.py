@@ -10,7 +10,7 @@ from torch import Tensor
 
 from systems.superscaler.errors import Stuck
 from systems.superscaler.executor import Given, Rank
-from systems.superscaler.materialize import Plan
+from systems.superscaler.plan import Plan
 from systems.superscaler.program import Collective, Flat, Instruction, Recv, Send
 
 __all__ = ["InMemory"]

@@ -8,152 +8,36 @@ simulated and run.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Hashable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from systems.superscaler.errors import CyclicOrder, InvalidPlan
-from systems.superscaler.graph import Graph, Op, PTensor
+from systems.superscaler.graph import Op
 from systems.superscaler.mask import Box, Mask, contains, hull, intersect, places, region_of
+from systems.superscaler.ordering import PROLOGUE, add_edges, add_frees, task_name
+from systems.superscaler.plan import Plan
 from systems.superscaler.program import (
     Assemble,
-    Buffer,
     Call,
-    Collective,
     Compute,
-    Flat,
-    Free,
     Instruction,
     Leaf,
     Output,
     Return,
-    Slice,
-    Update,
     Work,
-    reads,
-    writes,
 )
-from systems.superscaler.redistribute import Emitted, Mover, Piece, covered_locally
+from systems.superscaler.redistribute import Emitted, Mover, Piece
+from systems.superscaler.segments import Entry, group_consumers, inside_producer, level, mark_ordered
 from systems.superscaler.taskgraph import TaskGraph
+from systems.superscaler.weights import holders_of, updates, zero_gathers
 
 if TYPE_CHECKING:
     from systems.superscaler.cluster import Cluster
     from systems.superscaler.sprogram import Part, SProgram
 
-__all__ = ["Parameter", "Plan", "materialize"]
-
-PROLOGUE = -1
-Entry = tuple[int, Box, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """What a rank stores of a parameter: a box, in `buffer`; `shard` is set where ZeRO splits it over `group`.
-
-    The optimizer steps on `shard` if there is one, else on `buffer`; `gradient` is the buffer with its gradient.
-    """
-
-    tensor: int
-    device: int
-    box: Box
-    buffer: int
-    gradient: int | None
-    shard: int | None = None
-    group: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The programs of all ranks, with what their numbers mean. `hash` is the same for equal plans of equal graphs."""
-
-    graph: Graph
-    devices: int
-    microbatches: int
-    programs: tuple[tuple[Instruction, ...], ...]
-    buffers: tuple[Buffer, ...]
-    works: Mapping[int, Work]
-    parameters: tuple[Parameter, ...]
-    parts: Mapping[int, str] = field(default_factory=dict)
-    zero: int = 0
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of graph and programs."""
-        digest = hashlib.sha256(self.graph.hash.encode())
-        for program in self.programs:
-            digest.update(repr(program).encode())
-        digest.update(repr([(w.id, w.calls, w.leaves, w.outputs) for w in self.works.values()]).encode())
-        return digest.hexdigest()
-
-    def describe(self, rank: int | None = None) -> str:
-        """The programs in words, one instruction a line."""
-        lines = []
-        for r, program in enumerate(self.programs):
-            if rank is None or r == rank:
-                lines.append(f"rank {r}")
-                lines += [f"  {i:4} {self.say(instruction)}" for i, instruction in enumerate(program)]
-        return "\n".join(lines)
-
-    def say(self, instruction: Instruction) -> str:
-        """An instruction in words."""
-        match instruction:
-            case Compute(kind, number):
-                work = self.works[number]
-                names = [self.graph.ops[c.op].name for c in work.calls]
-                shown = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)} operators)"
-                return f"{kind} {shown}, micro-batch {work.microbatch}"
-            case Collective(kind, task, group, sources, results):
-                return f"{kind} {self._named(results)} in {list(group)}, task {task}, from {list(sources)}"
-            case Flat(kind, task, group, source, result):
-                return f"{kind} {self._named((result,))} in {list(group)}, task {task}, from {source}"
-            case Free(buffers):
-                return f"free {list(buffers)}"
-            case Update(pairs):
-                return f"update {len(pairs)} parameters"
-            case _:
-                return repr(instruction)
-
-    def _named(self, buffers: Sequence[int]) -> str:
-        b = self.buffers[buffers[0]]
-        more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
-        return f"{b.kind} of {self.graph.tensors[b.tensor].name}{list(b.shape)}{more}"
-
-    def sent(self, rank: int) -> dict[str, int]:
-        """Elements that a rank sends in a step, by primitive (ring algorithms)."""
-        from systems.superscaler.layout import elements_sent
-
-        found: dict[str, int] = {}
-        for instruction in self.programs[rank]:
-            if isinstance(instruction, Collective):
-                n = sum(self.buffers[s].elements for s in instruction.sources)
-                found[instruction.kind] = found.get(instruction.kind, 0) + int(
-                    elements_sent(instruction.kind, len(instruction.group), n)
-                )
-            elif type(instruction).__name__ == "Send":
-                place = instruction.place  # type: ignore[union-attr]
-                source = self.buffers[instruction.source]  # type: ignore[union-attr]
-                n = source.elements if place is None else _elements(place)
-                found["send"] = found.get("send", 0) + n
-            elif isinstance(instruction, Flat):
-                kind = "reduce_scatter" if "reduce" in instruction.kind else "all_gather"
-                n = self.buffers[instruction.source].elements
-                found[kind] = found.get(kind, 0) + int(elements_sent(kind, len(instruction.group), n))  # type: ignore[arg-type]
-        return found
-
-    def __repr__(self) -> str:
-        return (
-            f"Plan({self.devices} devices, {self.microbatches} micro-batches, "
-            f"{sum(map(len, self.programs))} instructions, {self.hash[:12]})"
-        )
-
-
-def _elements(region: Any) -> int:
-    n = 1
-    for dim in region:
-        n *= sum(hi - lo for lo, hi in dim)
-    return n
+__all__ = ["Materializer", "materialize"]
 
 
 def materialize(s: SProgram, cluster: Cluster | None = None, *, verified: bool = True) -> Plan:
@@ -161,10 +45,10 @@ def materialize(s: SProgram, cluster: Cluster | None = None, *, verified: bool =
     for op in s.graph.ops:
         _check_places(s, op)
     try:
-        plan = _Materializer(s, cluster, fine=False).plan()
+        plan = Materializer(s, cluster, fine=False).plan()
     except CyclicOrder:
         # Segments may close a circle that single operators do not: try again with one operator a segment.
-        plan = _Materializer(s, cluster, fine=True).plan()
+        plan = Materializer(s, cluster, fine=True).plan()
     if verified:
         from systems.superscaler.verify import verify
 
@@ -191,7 +75,7 @@ def _check_places(s: SProgram, op: Op) -> None:
         held[device] = part
 
 
-class _Materializer:
+class Materializer:
     """One pass over a program; `fine` puts every operator into a segment of its own."""
 
     def __init__(self, s: SProgram, cluster: Cluster | None, *, fine: bool) -> None:
@@ -213,7 +97,6 @@ class _Materializer:
         self.emit: dict[Hashable, Emitted] = {}
         self.values: dict[tuple[int, int], list[Piece]] = {}
         self.delivered: dict[tuple[int, int], list[Piece]] = {}
-        self.external: dict[tuple[int, int], list[tuple[Part, int, int]]] = {}
         self.weight_grads: dict[tuple[int, Hashable], dict[Entry, int]] = {}
         self.stores: dict[tuple[int, int], list[tuple[Box, int]]] = {}
         self.origin: dict[int, Hashable] = {}
@@ -222,10 +105,10 @@ class _Materializer:
     # ------------------------------------------------------------------------------------------- plan
 
     def plan(self) -> Plan:
-        self._order_sets()
+        mark_ordered(self)
         for t in self.tensors:
-            self._group(t)
-        self._levels()
+            group_consumers(self, t)
+        level(self)
         self._stores()
         for mb in (PROLOGUE, *range(self.s.microbatches)):
             self._values(mb)
@@ -236,19 +119,19 @@ class _Materializer:
         for mb in range(self.s.microbatches):
             self._gradient_moves(mb)
         self._finish_works()
-        self._edges()
+        add_edges(self)
         programs: list[list[Instruction]] = [[] for _ in range(self.s.devices)]
-        gathers = self._zero_gathers()
-        for key in self.tasks.order(self._name):
+        gathers = zero_gathers(self)
+        for key in self.tasks.order(functools.partial(task_name, self)):
             if key in gathers:
                 self._append(programs, gathers[key])
             elif key in self.emit:
                 self._append(programs, self.emit[key])
             elif isinstance(key, tuple) and key[0] in ("F", "B"):
                 self._append_work(programs, key)
-        parameters = self._updates(programs)
+        parameters = updates(self, programs)
         self._loss(programs)
-        self._free(programs)
+        add_frees(self, programs)
         names = {p.id: str(p) for placed in self.placed.values() for p, _ in placed}
         return Plan(
             self.graph, self.s.devices, self.s.microbatches, tuple(map(tuple, programs)), tuple(self.mover.buffers),
@@ -272,89 +155,11 @@ class _Materializer:
 
     # --------------------------------------------------------------------------------------- analysis
 
-    def _order_sets(self) -> None:
-        """Operators of different ordered sets must not share a segment."""
-        sets: dict[tuple[int, ...], int] = {}
-        marks: dict[int, set[int]] = {op.id: set() for op in self.graph.ops}
-        for a, b in self.s.orders:
-            for task in (a, b):
-                ids = tuple(op.id for op in task.ops)
-                number = sets.setdefault(ids, len(sets))
-                for i in ids:
-                    marks[i].add(number)
-        self.marks = {i: frozenset(m) for i, m in marks.items()}
-
-    def _group(self, t: PTensor) -> None:
-        """Consumers of a tensor whose gradients have the same masks on the same devices, since those add locally."""
-        groups: dict[Hashable, list[tuple[Op, int]]] = {}
-        entries_of: dict[Hashable, list[Entry]] = {}
-        samples = self.s.samples(0)
-        for op, i in self.graph.consumers[t.id]:
-            entries = []
-            for part, device in self.placed[op.id]:
-                if i not in part.skipped:
-                    entries.append((device, part.input(i, self._range(op, samples)).box, part.gradient(i)))
-            grad = t.grad and op.grad
-            key: Hashable = tuple(sorted(set(entries))) if grad else None
-            groups.setdefault(key, []).append((op, i))
-            entries_of[key] = entries
-            self.group_of[op.id, i] = key
-        self.groups[t.id] = groups
-        producer = self.graph.producer.get(t.id)
-        for key in groups:
-            if key is None or producer is None:
-                self.easy[t.id, key] = True
-                continue
-            wanted = [Piece(d, Mask(p.output(self._range(producer, samples)).box)) for p, d in self.placed[producer.id]]
-            held = [Piece(d, Mask(box, part)) for d, box, part in entries_of[key]]
-            self.easy[t.id, key] = covered_locally(held, wanted)
-
-    def _range(self, op: Op, samples: tuple[int, int] | None) -> tuple[int, int] | None:
+    def range_of(self, op: Op, samples: tuple[int, int] | None) -> tuple[int, int] | None:
         return None if op.prologue else samples
 
-    def _signature(self, part: Part) -> Hashable:
-        op = part.op
-        return (self.s.groups.get(op.id, -1), part.slot, self.marks[op.id], op.prologue)
-
-    def _internal(self, part: Part, device: int, index: int) -> Part | None:
-        """The local producer that an input comes from inside a segment, if it may."""
-        t = part.op.inputs[index].tensor
-        producer = self.graph.producer.get(t)
-        if producer is None or self.fine or not self.easy[t, self.group_of[part.op.id, index]]:
-            return None
-        samples = self.s.samples(0)
-        need = part.input(index, self._range(part.op, samples))
-        for p, d in self.placed[producer.id]:
-            made = p.output(self._range(producer, samples))
-            if d == device and not made.is_addend and contains(made.box, need.box):
-                if self._signature(p) != self._signature(part):
-                    return None
-                # The gradient that a trivial group gives is of the whole box: so must be what is read.
-                return p if made.box == need.box or self.group_of[part.op.id, index] is None else None
-        return None
-
-    def _levels(self) -> None:
-        keys: dict[Hashable, int] = {}
-        for op in self.graph.ops:
-            for part, device in self.placed[op.id]:
-                level = 0
-                for i, v in enumerate(op.inputs):
-                    producer = self.graph.producer.get(v.tensor)
-                    if producer is None or i in part.skipped:
-                        continue
-                    inside = self._internal(part, device, i)
-                    if inside is not None:
-                        level = max(level, self.level[inside.id])
-                    else:
-                        level = max([level, *(self.level[p.id] + 1 for p, _ in self.placed[producer.id])])
-                self.level[part.id] = level
-                key = (device, level, self._signature(part), op.id if self.fine else 0)
-                number = keys.setdefault(key, len(keys))
-                self.segment[part.id] = number
-                self.segments.setdefault(number, []).append((part, device))
-
-    def _inside(self, part: Part, device: int, index: int) -> Part | None:
-        p = self._internal(part, device, index)
+    def inside(self, part: Part, device: int, index: int) -> Part | None:
+        p = inside_producer(self, part, device, index)
         return p if p is not None and self.segment[p.id] == self.segment[part.id] else None
 
     # ----------------------------------------------------------------------------------------- values
@@ -377,9 +182,6 @@ class _Materializer:
                     (box, self.mover.buffer(t.id, "param", 0, device, region_of(box))) for box in sorted(set(disjoint))
                 ]
 
-    def _microbatch(self, op: Op) -> int | None:
-        return PROLOGUE if op.prologue else None
-
     def _values(self, mb: int) -> None:
         """Buffers of what parts write in a micro-batch, for tensors that leave their segment."""
         for op in self.graph.ops:
@@ -387,7 +189,7 @@ class _Materializer:
                 continue
             samples = None if mb == PROLOGUE else self.s.samples(mb)
             leaves = op.output == self.graph.loss or any(
-                self._inside(part, device, i) is None
+                self.inside(part, device, i) is None
                 for user, i in self.graph.consumers[op.output]
                 for part, device in self.placed[user.id]
                 if i not in part.skipped
@@ -419,7 +221,7 @@ class _Materializer:
                 for i, v in enumerate(op.inputs):
                     if v.tensor not in self.graph.producer or i in part.skipped:
                         continue
-                    if self._inside(part, device, i) is not None:
+                    if self.inside(part, device, i) is not None:
                         continue
                     source = self._source_microbatch(v.tensor, mb)
                     need = Piece(device, part.input(i, samples))
@@ -474,7 +276,7 @@ class _Materializer:
                     inputs.append(None)
                     continue
                 need = part.input(i, samples)
-                inside = self._inside(part, device, i)
+                inside = self.inside(part, device, i)
                 if inside is not None:
                     made = inside.output(samples)
                     where = None if made.box == need.box else places(region_of(need.box), region_of(made.box))
@@ -596,7 +398,7 @@ class _Materializer:
         outside: set[int] = set()
         for user, i in self.groups[op.output][group]:
             for part, device in self.placed[user.id]:
-                (found if self._inside(part, device, i) is not None else outside).add(device)
+                (found if self.inside(part, device, i) is not None else outside).add(device)
         return found - outside
 
     def _finish_works(self) -> None:
@@ -606,100 +408,7 @@ class _Materializer:
             outputs = tuple(Output(o.slot, o.buffer, self.output_grads.get(o.buffer)) for o in work.outputs)
             self.works[number] = replace(work, outputs=outputs)
 
-    # ------------------------------------------------------------------------------------------ order
-
-    def _edges(self) -> None:
-        tasks = self.tasks
-        for work in self.works.values():
-            level = self.level[self.segments[work.segment][0][0].id]
-            seconds = max(work.flops, 1.0)
-            tasks.add(("F", work.segment, work.microbatch), [work.device], seconds, (1, work.microbatch, level))
-            if work.has_backward:
-                longer = 3.0 if work.recompute else 2.0
-                tasks.add(
-                    ("B", work.segment, work.microbatch), [work.device], longer * seconds, (0, work.microbatch, -level)
-                )
-        for key, events in self.emit.items():
-            devices = sorted({d for event in events for d in event})
-            assert isinstance(key, tuple)
-            tasks.add(key, devices, 1e-3, (-1, int(key[2]), 0), loose=True)
-        for work in self.works.values():
-            me: Hashable = ("F", work.segment, work.microbatch)
-            for leaf in work.leaves:
-                origin = self.origin.get(leaf.buffer)
-                if origin is not None and origin != me:
-                    tasks.before(origin, me, "data")
-            back: Hashable = ("B", work.segment, work.microbatch)
-            if work.has_backward:
-                tasks.before(me, back, "backward")
-        written: dict[int, Hashable] = {}
-        for work in self.works.values():
-            if work.has_backward:
-                for leaf in work.leaves:
-                    if leaf.grad is not None and self.mover.buffers[leaf.grad].kind == "grad":
-                        written[leaf.grad] = ("B", work.segment, work.microbatch)
-        for key, events in self.emit.items():
-            for event in events:
-                for instruction in event.values():
-                    for b in writes(instruction, self.works):
-                        written.setdefault(b, key)
-        for key, events in self.emit.items():
-            for event in events:
-                for instruction in event.values():
-                    for b in reads(instruction, self.works):
-                        origin = written.get(b, self.origin.get(b))
-                        if origin is not None and origin != key:
-                            tasks.before(origin, key, "data")
-        for work in self.works.values():
-            if work.has_backward:
-                for o in work.outputs:
-                    if o.grad is not None and o.grad >= 0 and o.grad in written:
-                        tasks.before(written[o.grad], ("B", work.segment, work.microbatch), "gradient")
-        self._order_edges()
-
-    def _order_edges(self) -> None:
-        """Orders that the user gave; each goes through a barrier, so their number stays linear."""
-        members: dict[tuple[int, ...], list[int]] = {}
-        for number, (first, second) in enumerate(self.s.orders):
-            barrier = ("order", number)
-            self.tasks.add(barrier, (), 0.0, (0, 0, 0))
-            for task, ahead in ((first, True), (second, False)):
-                ids = tuple(op.id for op in task.ops)
-                if ids not in members:
-                    members[ids] = sorted({self.segment[p.id] for i in ids for p, _ in self.placed[i]})
-                for segment in members[ids]:
-                    for mb in (task.microbatch, PROLOGUE):
-                        key = (task.direction, segment, mb)
-                        if key in self.tasks.devices:
-                            if ahead:
-                                self.tasks.before(key, barrier, "op_order")
-                            else:
-                                self.tasks.before(barrier, key, "op_order")
-
-    def _name(self, key: Hashable) -> str:
-        assert isinstance(key, tuple)
-        if key[0] == "order":
-            first, second = self.s.orders[key[1]]
-            return f"op_order({first}; {second})"
-        if key[0] in ("F", "B"):
-            work = self.works[self.work_of[key[1], key[2]]]
-            ops = [self.graph.ops[c.op] for c in work.calls]
-            names = str(ops[0]) if len(ops) == 1 else f"{ops[0]} to {ops[-1]}"
-            way = "forward" if key[0] == "F" else "backward"
-            return f"{way} of {names}, micro-batch {work.microbatch}, device {work.device}"
-        what = {"A": "moving", "G": "moving the gradient of", "P": "gathering"}[key[0]]
-        devices = ", ".join(map(str, self.tasks.devices[key]))
-        return f"{what} {self.tensors[key[1]].name}, micro-batch {key[2]}, devices {devices}"
-
     # ----------------------------------------------------------------------------------------- updates
-
-    def _holders(self, t: int) -> dict[Box, list[tuple[int, int]]]:
-        """Box -> (device, buffer) of those that store it."""
-        found: dict[Box, list[tuple[int, int]]] = {}
-        for device in range(self.s.devices):
-            for box, buffer in self.stores.get((t, device), []):
-                found.setdefault(box, []).append((device, buffer))
-        return found
 
     @cached_property
     def shards(self) -> dict[int, int]:
@@ -709,7 +418,7 @@ class _Materializer:
             for t in self.graph.parameters:
                 if not t.grad or not any(op.grad for op, _ in self.graph.consumers[t.id]):
                     continue
-                for box, holders in self._holders(t.id).items():
+                for box, holders in holders_of(self, t.id).items():
                     if len(holders) > 1:
                         for i, (device, buffer) in enumerate(holders):
                             found[buffer] = self.mover.buffer(
@@ -721,190 +430,6 @@ class _Materializer:
     def gathered(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
         """("F" or "B", work) -> (parameter buffer, the buffer that it was gathered into)."""
         return {}
-
-    def _zero_gathers(self) -> dict[Hashable, Emitted]:
-        """ZeRO 3: before works that read a split parameter all its holders gather it."""
-        found: dict[Hashable, Emitted] = {}
-        if self.s.zero_stage < 3:
-            return found
-        groups: dict[int, list[tuple[int, int]]] = {}
-        for t in self.graph.parameters:
-            for holders in self._holders(t.id).values():
-                for _, buffer in holders:
-                    groups[buffer] = holders
-        users: dict[tuple[Any, ...], list[Work]] = {}
-        for work in self.works.values():
-            for leaf in work.leaves:
-                if leaf.buffer in self.shards:
-                    tensor = self.mover.buffers[leaf.buffer].tensor
-                    level = self.level[self.segments[work.segment][0][0].id]
-                    key = (
-                        "P",
-                        tensor,
-                        work.microbatch,
-                        tuple(d for d, _ in groups[leaf.buffer]),
-                        level,
-                        groups[leaf.buffer][0][1],
-                    )
-                    users.setdefault(key, []).append(work)
-        for key, works in users.items():
-            for direction in ("F", "B"):
-                chosen = [w for w in works if direction == "F" or w.has_backward]
-                if not chosen:
-                    continue
-                task = (*key, direction)
-                holders = groups[key[5]]
-                event: dict[int, Instruction] = {}
-                ranks = tuple(d for d, _ in holders)
-                number = self.mover.task()
-                full = {}
-                for device, buffer in holders:
-                    region = self.mover.buffers[buffer].region
-                    full[device] = self.mover.buffer(key[1], "param", key[2], device, region)
-                    event[device] = Flat("flat_all_gather", number, ranks, self.shards[buffer], full[device])
-                found[task] = [event]
-                self.tasks.add(task, ranks, 1e-3, (-1, int(key[2]), -1), loose=True)
-                own = dict(holders)
-                for work in {w.id: w for w in chosen}.values():
-                    pairs = self.gathered.setdefault((direction, work.id), [])
-                    pairs.append((own[work.device], full[work.device]))
-                    me = (direction, work.segment, work.microbatch)
-                    self.tasks.before(task, me, "parameters")
-                    for origin in self.tasks.reversed_edges_of(me):
-                        if origin != task and self.tasks.devices[origin]:
-                            self.tasks.before(origin, task, "just in time")
-        return found
-
-    def _updates(self, programs: list[list[Instruction]]) -> list[Parameter]:
-        """Reduce gradients, step, gather; all-reduces of one group go together."""
-        parameters: list[Parameter] = []
-        reductions: list[Emitted] = []
-        pairs: dict[int, list[tuple[int, int]]] = {}
-        closing: list[dict[int, Instruction]] = []
-        for t in self.graph.parameters:
-            holders = self._holders(t.id)
-            everyone = [Piece(d, Mask(box), buffer) for box, own in holders.items() for d, buffer in own]
-            sums: dict[int, list[int]] = {p.buffer: [] for p in everyone}
-            shard_grads: dict[int, int] = {}
-            by_group = [
-                [Piece(d, Mask(box, part), buffer) for (d, box, part), buffer in entries.items()]
-                for (tensor, _), entries in self.weight_grads.items()
-                if tensor == t.id
-            ]
-            left = dict(holders)
-            for box, own in holders.items():
-                meeting = [[h for h in held if intersect(h.mask.box, box) is not None] for held in by_group]
-                meeting = [held for held in meeting if held]
-                scattered = self._scattered(meeting[0], box, own) if len(meeting) == 1 and self.s.zero_stage else None
-                if scattered is not None:
-                    reductions.append(scattered[0])
-                    shard_grads.update(scattered[1])
-                    del left[box]
-            rest = [Piece(d, Mask(box), buffer) for box, own in left.items() for d, buffer in own]
-            for held in by_group:
-                touched = [p for p in rest if any(intersect(h.mask.box, p.mask.box) is not None for h in held)]
-                made, events = self.mover.move(held, touched, t.shape, (t.id, "weight_grad", 0), self.cost)
-                reductions.append(events)
-                for want, got in zip(touched, made, strict=True):
-                    sums[want.buffer].append(got.buffer)
-            for piece in everyone:
-                shard = self.shards.get(piece.buffer)
-                found = sums[piece.buffer]
-                grad: int | None = shard_grads.get(piece.buffer)
-                if grad is None and found:
-                    grad = found[0]
-                    if len(found) > 1:
-                        grad = self.mover.buffer(t.id, "weight_grad", 0, piece.device, region_of(piece.mask.box))
-                        reductions.append([{piece.device: Assemble(tuple((b, None) for b in found), grad)}])
-                    if shard is not None:
-                        like = self.mover.buffers[shard]
-                        cutting = self.mover.buffer(t.id, "weight_grad", 0, piece.device, like.region, flat=like.flat)
-                        reductions.append([{piece.device: Slice(grad, cutting, None, like.flat)}])
-                        grad = cutting
-                if grad is None and t.grad:
-                    shard = None
-                if grad is not None and t.grad:
-                    pairs.setdefault(piece.device, []).append((piece.buffer if shard is None else shard, grad))
-                group = tuple(d for d, _ in holders[piece.mask.box])
-                parameters.append(
-                    Parameter(
-                        t.id,
-                        piece.device,
-                        piece.mask.box,
-                        piece.buffer,
-                        grad,
-                        shard,
-                        group if shard is not None else (),
-                    )
-                )
-            if self.s.zero_stage in (1, 2):
-                for own_holders in holders.values():
-                    if len(own_holders) > 1 and all(b in self.shards for _, b in own_holders) and pairs:
-                        if not any(p.shard is not None for p in parameters if p.tensor == t.id):
-                            continue
-                        number = self.mover.task()
-                        ranks = tuple(d for d, _ in own_holders)
-                        closing.append({
-                            d: Flat("flat_all_gather", number, ranks, self.shards[b], b) for d, b in own_holders
-                        })  # fmt: skip
-        for event in self._bucketed(reductions):
-            for device, instruction in event.items():
-                programs[device].append(instruction)
-        for device, own_pairs in pairs.items():
-            programs[device].append(Update(tuple(own_pairs)))
-        for event in closing:
-            for device, instruction in event.items():
-                programs[device].append(instruction)
-        return parameters
-
-    def _scattered(
-        self, held: Sequence[Piece], box: Box, own: Sequence[tuple[int, int]]
-    ) -> tuple[Emitted, dict[int, int]] | None:
-        """One reduce-scatter instead of all-reduce and slice, where each holder of a box has one addend of it."""
-        at = {h.device: h for h in held}
-        if len(at) != len(held) or set(at) != {d for d, _ in own} or any(b not in self.shards for _, b in own):
-            return None
-        if any(h.mask.box != box or h.mask.part[1] != len(held) for h in held):
-            return None
-        if len({h.mask.part for h in held}) != len(held):
-            return None
-        number = self.mover.task()
-        event: dict[int, Instruction] = {}
-        made: dict[int, int] = {}
-        ranks = tuple(d for d, _ in own)
-        for device, buffer in own:
-            shard = self.mover.buffers[self.shards[buffer]]
-            result = self.mover.buffer(shard.tensor, "weight_grad", 0, device, shard.region, flat=shard.flat)
-            event[device] = Flat("flat_reduce_scatter", number, ranks, at[device].buffer, result)
-            made[buffer] = result
-        return [event], made
-
-    def _bucketed(self, reductions: Iterable[Emitted]) -> Emitted:
-        """All-reduces of one group that come first in their chains as one instruction each; the rest behind."""
-        buckets: dict[tuple[tuple[int, ...], str], list[dict[int, Collective]]] = {}
-        rest: Emitted = []
-        for chain in reductions:
-            made: set[int] = set()
-            for event in chain:
-                first = next(iter(event.values()))
-                own = {b for i in event.values() for b in reads(i, self.works)}
-                if isinstance(first, Collective) and first.kind == "all_reduce" and not own & made:
-                    dtype = self.tensors[self.mover.buffers[first.sources[0]].tensor].dtype
-                    buckets.setdefault((first.group, dtype), []).append(event)  # type: ignore[arg-type]
-                else:
-                    rest.append(event)
-                made |= {b for i in event.values() for b in writes(i, self.works)}
-        found: Emitted = []
-        for (group, _), events in buckets.items():
-            number = self.mover.task()
-            joined: dict[int, Instruction] = {}
-            # Each step of a path may have several groups in one event list, but one event has one group.
-            for device in group:
-                sources = tuple(s for e in events for s in e[device].sources)
-                results = tuple(r for e in events for r in e[device].results)
-                joined[device] = Collective("all_reduce", number, group, sources, results)
-            found.append(joined)
-        return found + rest
 
     def _loss(self, programs: list[list[Instruction]]) -> None:
         t = self.tensors[self.graph.loss]
@@ -925,32 +450,6 @@ class _Materializer:
         self._append(programs, events + more)
         for piece in made:
             programs[piece.device].append(Return(piece.buffer))
-
-    def _free(self, programs: list[list[Instruction]]) -> None:
-        """Forget every buffer after its last use; parameters and shards stay."""
-        kept = {b for own in self.stores.values() for _, b in own} | set(self.shards.values())
-        for device, program in enumerate(programs):
-            last: dict[int, int] = {}
-            for i, instruction in enumerate(program):
-                for b in (*reads(instruction, self.works), *writes(instruction, self.works)):
-                    last[b] = i
-                if isinstance(instruction, Compute):
-                    work = self.works[instruction.work]
-                    swapped = dict(instruction.gathered)
-                    if instruction.kind == "backward":  # what forward read may be needed to compute again
-                        for leaf in work.leaves:
-                            if leaf.buffer not in swapped:
-                                last[leaf.buffer] = i
-            ends: dict[int, list[int]] = {}
-            for b, i in last.items():
-                if b not in kept and self.mover.buffers[b].kind != "given":
-                    ends.setdefault(i, []).append(b)
-            made: list[Instruction] = []
-            for i, instruction in enumerate(program):
-                made.append(instruction)
-                if i in ends:
-                    made.append(Free(tuple(sorted(ends[i]))))
-            programs[device] = made
 
 
 def _place(box: Box, around: Box) -> Any:

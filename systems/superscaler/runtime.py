@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from systems.superscaler.errors import PlanMismatch, RankFailure
 from systems.superscaler.executor import Given, Rank, flat_piece
 from systems.superscaler.graph import narrow
-from systems.superscaler.materialize import Parameter, Plan
+from systems.superscaler.plan import Parameter, Plan
 from systems.superscaler.program import Collective, Flat, Instruction, Recv, Send
 
 __all__ = ["Runner", "launch"]

@@ -20,7 +20,7 @@ from systems.superscaler.errors import InvalidPlan, OutOfMemory
 from systems.superscaler.graph import Graph, Op
 from systems.superscaler.interop import Cut, Variant, cut
 from systems.superscaler.intraop import Spread, UnitCost
-from systems.superscaler.materialize import Plan
+from systems.superscaler.plan import Plan
 from systems.superscaler.plans import passes_of
 from systems.superscaler.recipes import Recipe, StageRecipe, by_key
 from systems.superscaler.spaces import SPACES, Constraint, Space

@@ -17,7 +17,7 @@ from systems.superscaler.cluster import Cluster
 from systems.superscaler.costs import Pricing
 from systems.superscaler.errors import InvalidPlan, OutOfMemory, Stuck
 from systems.superscaler.layout import elements_sent
-from systems.superscaler.materialize import Plan
+from systems.superscaler.plan import Plan
 from systems.superscaler.program import Collective, Compute, Flat, Free, Instruction, Recv, Send, Update, Work, writes
 
 __all__ = ["Event", "Trace", "check_memory", "simulate"]

@@ -25,7 +25,7 @@ from systems.superscaler.operators import skipped_inputs
 
 if TYPE_CHECKING:
     from systems.superscaler.cluster import Cluster
-    from systems.superscaler.materialize import Plan
+    from systems.superscaler.plan import Plan
 
 __all__ = ["Part", "Replicate", "SProgram", "Split", "Task"]
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from systems.superscaler.graph import Op
 from systems.superscaler.mask import Box, Interval, Region, cut, extent
-from systems.superscaler.materialize import Plan
 from systems.superscaler.operators import skipped_inputs
+from systems.superscaler.plan import Plan
 from systems.superscaler.program import (
     Assemble,
     Call,
