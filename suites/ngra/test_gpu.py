@@ -104,7 +104,8 @@ def _long_rows(form):
     """Rows of more than a segment, joined, beside rows of one."""
     from systems.ngra import gpu
     from systems.ngra.expression import Book
-    from systems.ngra.kernels import Column, Output, compiled
+    from systems.ngra.generation import Column, Output
+    from systems.ngra.kernels import compiled
     from systems.ngra.kernels import run as run_c
 
     torch.set_num_threads(1)

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from systems.ngra import gpu, kernels
 from systems.ngra.expression import Book, Call, Node, adjoints, evaluate, summed, tangent, walk
+from systems.ngra.generation import Column, Form, Output, Role
 from systems.ngra.gpu import GpuKernel
 from systems.ngra.graph import Graph, NGraError, layout
-from systems.ngra.kernels import Column, Form, Kernel, Output, Role
+from systems.ngra.kernels import Kernel
 from systems.ngra.passes import Aggregation, Source
 
 BLOCK_ARCS = 65_536

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from systems.ngra.expression import COMPARISONS, ELEMENTWISE, Node, walk
+from systems.ngra.generation import Column, Output
 from systems.ngra.graph import ProgramError, Rows
-from systems.ngra.kernels import Column, Output
 
 SEGMENT = 1024
 """Arcs of a row that one program takes at most."""

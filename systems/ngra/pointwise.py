@@ -17,8 +17,8 @@ from torch import Tensor
 from systems.ngra import kernels
 from systems.ngra.choices import current_settings
 from systems.ngra.expression import COMPARISONS, ELEMENTWISE, Book, Call, Node, Slot, adjoints, evaluate, rewrite, walk
+from systems.ngra.generation import Column, Output
 from systems.ngra.graph import NGraError, Rows
-from systems.ngra.kernels import Column, Output
 
 BLOCK = 512
 _FLOATING = {torch.float32, torch.float64}
