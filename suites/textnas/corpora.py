@@ -10,8 +10,8 @@ CLASSES = ("a", "b")
 WORDS = 24
 
 
-def sentences(rows, seed=0):
-    """Two classes: which of two marker words comes first, among random others."""
+def sentences(rows, seed=0, order=True):
+    """Two classes: which of two marker words comes first, among random others; without `order`, which one is there."""
     rng = np.random.default_rng(seed)
     texts, labels = [], []
     for _ in range(rows):
@@ -19,6 +19,8 @@ def sentences(rows, seed=0):
         label = int(rng.integers(2))
         at = sorted(rng.choice(len(words) + 1, 2, replace=False))
         markers = ("first", "second") if label else ("second", "first")
+        if not order:
+            markers = (markers[0],) * 2
         words.insert(int(at[1]), markers[1])
         words.insert(int(at[0]), markers[0])
         texts.append(" ".join(words))
@@ -26,9 +28,9 @@ def sentences(rows, seed=0):
     return TextData(tuple(texts), np.array(labels), CLASSES, "made here")
 
 
-def task(rows=192, seed=0, **settings):
+def task(rows=192, seed=0, order=True, **settings):
     """A task of such sentences, small enough to search on in seconds."""
-    train, valid = sentences(rows, seed), sentences(64, seed + 1)
+    train, valid = sentences(rows, seed, order), sentences(64, seed + 1, order)
     vocabulary = Vocabulary.of(train, valid)
     settings = {"hidden": 16, "batch": 32, "lr": 5e-3, **settings}
     return Task(

@@ -83,11 +83,14 @@ class HeldOut:
 
     _load: Callable[[], TextData]
     reads: int = 0
+    rows: int = 0
+    """How many rows it has; known once it was read."""
 
     def read(self) -> TextData:
         """The test set, read now."""
         data = self._load()
         self.reads += 1
+        self.rows = len(data)
         return data
 
 

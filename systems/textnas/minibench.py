@@ -32,7 +32,7 @@ from systems.textnas.vocabulary import Batches, Embedding
 
 SPACE = Space(layers=3, reach=1, skips="none")
 EPOCHS, SEEDS = 6, 2
-HIDDEN, BATCH, LR, DROPOUT = 32, 64, 5e-3, 0.2
+HIDDEN, BATCH, LR, DROPOUT = 32, 128, 2e-2, 0.2
 FILE = Path(__file__).with_name("minibench.parquet")
 SOURCES = ("kernels.cpp", "kernels.py", "network.py", "train.py", "vocabulary.py", "data.py", "space.py", "task.py")
 

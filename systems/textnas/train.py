@@ -33,6 +33,7 @@ ADAM_EPS = 1e-3
 L2 = 1e-6
 LEAST_LR = 5e-6
 RESTART_EPOCHS = 10
+TEMPERATURE = 2.0
 
 Schedule = Literal["cosine", "restarts", "constant"]
 
@@ -197,15 +198,15 @@ def fit(
     net: nn.Module, data: Encoded | Batches, valid: Encoded | Batches | None, budget: Budget, lr: float = 2e-3,
     seed: int = 0, schedule: Schedule = "cosine", device: torch.device | str | None = None, batch: int = BATCH,
     l2: float = L2, select: Literal["best", "last"] = "best", checks: Iterable[float] | None = None,
-    half: bool = False, watch: Callable[[], object] | None = None,
+    half: bool = False, watch: Callable[[], object] | None = None, teacher: nn.Module | None = None,
 ) -> Result:  # fmt: skip
     """Train `net` in place, and leave it with the weights that were selected.
 
     data, valid: encoded sets, or batches made before. select: the weights of the best validation accuracy, or the
     last. checks: after which examples to validate, by default after each pass and at the end; `watch` is called then.
-    half: bfloat16 on a GPU. One seed decides the order of batches and dropout. A loss that is not finite ends the
-    training; the result says `diverged`. Raises BudgetError where the budget is below one batch, DataError where there
-    is nothing to learn.
+    half: bfloat16 on a GPU. teacher: a network whose softened answers count as much as the labels. One seed decides
+    the order of batches and dropout. A loss that is not finite ends the training; the result says `diverged`. Raises
+    BudgetError where the budget is below one batch, DataError where there is nothing to learn.
     """
     batches = data if isinstance(data, Batches) else Batches(data, batch)
     rows = len(batches.data)
@@ -237,6 +238,8 @@ def fit(
             with torch.autocast(place.type, torch.bfloat16, enabled=half and place.type == "cuda"):
                 logits = net(part.tokens, part.lengths).float()
             loss = F.cross_entropy(logits, part.labels)
+            if teacher is not None:
+                loss = 0.5 * loss + 0.5 * _distance(teacher, part, logits)
             loss.backward()
             optimizer.step(rate(schedule, lr, progress, examples / rows))
             examples += len(part)
@@ -265,6 +268,14 @@ def fit(
     return Result(
         score, curve, time.perf_counter() - wall, time.process_time() - cpu, examples, state, diverged
     )
+
+
+def _distance(teacher: nn.Module, batch: Batch, logits: Tensor) -> Tensor:
+    """How far answers are from a teacher's, both softened (arXiv 1503.02531)."""
+    with torch.no_grad():
+        wanted = F.softmax(teacher(batch.tokens, batch.lengths) / TEMPERATURE, 1)
+    said = F.log_softmax(logits / TEMPERATURE, 1)
+    return TEMPERATURE**2 * F.kl_div(said, wanted, reduction="batchmean")
 
 
 def _copy(net: nn.Module) -> dict[str, Tensor]:
