@@ -181,8 +181,8 @@ def test_attention_core(measure, monkeypatch):
 
     def theirs():
         weights = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
-        weights = weights + one
-        weights = weights + plane
+        weights += one
+        weights += plane
         weights = weights.float().masked_fill_(peer_mask.to(torch.bool), torch.finfo(weights.dtype).min)
         return torch.softmax(weights, -1, dtype=torch.float32).type_as(v) @ v
 

@@ -58,6 +58,8 @@ class Reader:
     def load(cls, folder: Path | str, task: str = "tag", names: Sequence[str] | None = None) -> Reader:
         """Read such a folder. names: of the labels of a new head. Raises CheckpointError or InputError."""
         folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no folder there, expected config.json, model.safetensors and vocab.txt")
         found = list(names) if names is not None else label_names(folder)
         vocabulary = folder / "vocab.txt"
         tokenizer = Tokenizer.from_vocab(vocabulary)
