@@ -132,6 +132,38 @@ def test_dropout_does_not_depend_on_the_plan():
         in_memory_equals(make(graph).build(), sample, ([(loss.detach(), grads)], {}))
 
 
+@pytest.mark.parametrize("name", ["gpt", pytest.param("evoformer", marks=pytest.mark.slow),
+                                  pytest.param("multilingual", marks=pytest.mark.slow)])  # fmt: skip
+def test_interleaved_pipelines_equal_the_serial_model(name):
+    """Two chunks on each of two devices, so four blocks."""
+    sample = {
+        "gpt": lambda: models.gpt(layers=4, tied=True), "evoformer": lambda: models.evoformer(layers=4, residues=4),
+        "multilingual": lambda: models.multilingual(layers=2),
+    }[name]()  # fmt: skip
+    graph = capture(sample.model, sample.batch)
+    in_memory_equals(plans.interleaved(graph, 2, microbatches=4).build(), sample, serial(sample))
+
+
+class Biased(torch.nn.Module):
+    """Scores of windows that share one learned bias, repeated for the batch: a tensor without samples, read by them."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.bias = torch.nn.Linear(4, 4, dtype=torch.float64), torch.nn.Parameter(torch.ones(1, 4).double())
+
+    def forward(self, x):
+        bias = (2 * self.bias).expand(8, 4).reshape(32).reshape(8, 4)
+        return (self.w(x) * bias).square().mean()
+
+
+def test_a_tensor_without_batch_that_is_read_by_samples():
+    sample = models.Sample(Biased(), (torch.arange(32.0, dtype=torch.float64).view(8, 4) / 32,))
+    graph = capture(sample.model, sample.batch)
+    assert any(t.kind == "activation" and t.grad and t.batch is None and t.shape == (8, 4) for t in graph.tensors)
+    for s in (plans.serial(graph, microbatches=4), plans.data_parallel(graph, 2, microbatches=2)):
+        in_memory_equals(s.build(), sample, serial(sample))
+
+
 def test_stages_of_different_shape():
     """Tensor parallelism, one device, data parallelism, one after another: layouts cross groups of devices."""
     sample, graph = sample_of("gpt"), graph_of("gpt")

@@ -198,6 +198,11 @@ class Builder:
             return self.pieces(node, stem, arguments, grad)
         if stem == "broadcast_tensors":
             return tuple(self.broadcast(node, a, v, grad) for a, v in zip(arguments[0], value, strict=True))
+        if stem == "topk":
+            return tuple(
+                Operand(self.emit(node, f"superscaler.topk_{what}", arguments, keywords, v, grad))
+                for what, v in zip(("values", "indices"), value, strict=True)
+            )
         if isinstance(value, list | tuple):
             raise Unsupported(f"{self.where(node)}: {name} has several outputs; only split, chunk and unbind are known")
         if name in CASTS and value.dtype == self.dtype(arguments[0]) and value.shape == self.shape(arguments[0]):

@@ -20,6 +20,7 @@ from systems.superscaler.ordering import PROLOGUE, add_edges, add_frees, task_na
 from systems.superscaler.plan import Plan
 from systems.superscaler.program import (
     Assemble,
+    BufferKind,
     Call,
     Compute,
     Instruction,
@@ -364,6 +365,7 @@ class Materializer:
                         buffer = self.mover.buffer(t, "grad", mb, device, region_of(box), part)
                         events.append({device: Assemble(tuple((b, None) for b, _ in arrived), buffer)})
                     held.append(Piece(device, Mask(box, part), buffer))
+                held = self._padded(t, group, held, events, like)  # type: ignore[arg-type]
                 inside = self._held_inside(op, group)
                 wanted = [
                     Piece(p.device, Mask(p.mask.box)) for p in producers if p.device not in inside or
@@ -387,6 +389,26 @@ class Materializer:
                 self.output_grads[piece.buffer] = total
             if events:
                 self.emit["G", t, mb] = events
+
+    def _padded(
+        self, t: int, group: Hashable, held: list[Piece], events: Emitted, like: tuple[int, BufferKind, int]
+    ) -> list[Piece]:
+        """Of a tensor without batch that consumers read by samples: what a micro-batch does not read has gradient 0."""
+        user, i = self.groups[t][group][0]
+        dims = user.annotation.inputs[i] or ()
+        k = next((k for k, dim in enumerate(dims) if dim and dim[0] == "b"), None)
+        batched = "b" in user.annotation.units and not user.prologue and self.tensors[t].batch is None
+        if self.s.microbatches == 1 or k is None or not batched:
+            return held
+        spans = sorted({h.mask.box[k] for h in held})
+        found = []
+        for h in held:
+            box = (*h.mask.box[:k], user.inputs[i].box[k], *h.mask.box[k + 1 :])
+            part = (h.mask.part[0] * len(spans) + spans.index(h.mask.box[k]), h.mask.part[1] * len(spans))
+            buffer = self.mover.buffer(*like, h.device, region_of(box), part)
+            events.append({h.device: Assemble(((h.buffer, _place(h.mask.box, box)),), buffer)})
+            found.append(Piece(h.device, Mask(box, part), buffer))
+        return found
 
     @cached_property
     def output_grads(self) -> dict[int, int]:

@@ -442,6 +442,8 @@ ANNOTATE: Mapping[str, Annotate] = {
     "superscaler.sum_exp": lambda call: "*b v+, *b -> *b",
     "superscaler.pick": lambda call: "*b v+, *b -> *b",
     "superscaler.negative_log": lambda call: "*b, *b, *b, *b -> *b",
+    "superscaler.topk_values": _resized_dim(2, -1),
+    "superscaler.topk_indices": _resized_dim(2, -1),
     "superscaler.count": lambda call: "*b+ -> ",
     "superscaler.dropout": _broadcast,
 }
@@ -603,6 +605,14 @@ def _run_negative_log(local: Local, tensors: Sequence[Any]) -> Any:
     return torch.where(labels != local.op.arguments[-1], total.log() + highest - picked, 0.0)
 
 
+def _run_topk(which: int) -> Callable[[Local, Sequence[Any]], Any]:
+    def run(local: Local, tensors: Sequence[Any]) -> Any:
+        arguments = [fill(a, tensors) for a in local.op.arguments]
+        return resolve("aten.topk.default")(*arguments, **local.op.keywords)[which]
+
+    return run
+
+
 def _run_count(local: Local, tensors: Sequence[Any]) -> Any:
     import torch
 
@@ -664,6 +674,8 @@ RULES: Mapping[str, Rule] = {
     "superscaler.sum_exp": Rule(run=_run_sum_exp),
     "superscaler.pick": Rule(run=_run_pick),
     "superscaler.negative_log": Rule(run=_run_negative_log),
+    "superscaler.topk_values": Rule(run=_run_topk(0)),
+    "superscaler.topk_indices": Rule(run=_run_topk(1)),
     "superscaler.count": Rule(run=_run_count),
     "superscaler.dropout": Rule(run=_run_dropout),
 }

@@ -226,7 +226,12 @@ class Runner:
 
     def load(self, path: str | Path) -> None:
         """Take a checkpoint of any plan of this graph. Raises PlanMismatch for one of another graph or version."""
-        content = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise PlanMismatch(f"{path} is no checkpoint: {error}") from error
+        if not isinstance(content, dict):
+            raise PlanMismatch(f"{path} is no checkpoint: it holds a {type(content).__name__}")
         if content.get("version") != CHECKPOINT or content.get("graph") != self.plan.graph.hash:
             raise PlanMismatch(
                 f"{path} is of version {content.get('version')}, graph {str(content.get('graph'))[:12]}; expected "

@@ -218,17 +218,21 @@ class _Interpreter:
         for op, i in self.graph.consumers[tensor]:
             if not op.grad or (op.id, i) in without:
                 continue
-            term = 0
-            for mb in mbs:
-                term += self.given(op, i, self.samples(op, mb), mb)
-            inside = [
-                np.isin(own, np.arange(*_span(e, lo, hi)))
-                for own, e, (lo, hi) in zip(index, edges, op.inputs[i].box, strict=True)
-            ]
-            mask = np.ones(total.shape, bool)
-            for dim, keep in enumerate(inside):
-                mask &= keep.reshape([-1 if d == dim else 1 for d in range(total.ndim)])
-            total = total + np.where(mask, np.uint64(term & MASK), np.uint64(0))
+            terms: dict[Box, int] = {}
+            dims = op.annotation.inputs[i] or ()
+            for mb in mbs:  # a micro-batch reads the part of its samples
+                read = op.annotation.box(dims, self.samples(op, mb))
+                box = tuple((b + lo, b + hi) for (b, _), (lo, hi) in zip(op.inputs[i].box, read, strict=True))
+                terms[box] = terms.get(box, 0) + self.given(op, i, self.samples(op, mb), mb)
+            for box, term in terms.items():
+                inside = [
+                    np.isin(own, np.arange(*_span(e, lo, hi)))
+                    for own, e, (lo, hi) in zip(index, edges, box, strict=True)
+                ]
+                mask = np.ones(total.shape, bool)
+                for dim, keep in enumerate(inside):
+                    mask &= keep.reshape([-1 if d == dim else 1 for d in range(total.ndim)])
+                total = total + np.where(mask, np.uint64(term & MASK), np.uint64(0))
         grid = self.grid(tensor)
         return Held(total * (grid[np.ix_(*index)] if index else grid), lengths)
 
