@@ -21,6 +21,7 @@ COLOURS = {
     "maxpool3": "#74c476", "gru": "#fdae6b", "attention": "#bcbddc", "rotary": "#9e9ac8", "positional": "#807dba",
     "prenorm": "#6a51a3",
 }  # fmt: skip
+DARK = ("#2171b5", "#4292c6", "#807dba", "#6a51a3")
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -87,13 +88,14 @@ def _by_matplotlib(arch: Arch, path: Path) -> None:
     count = len(arch)
     figure, axes = _figure(1.5 + 0.62 * count, 4.4)
     axes.set_xlim(-1.8, count - 0.3)
-    axes.set_ylim(-2.2, 3.4)
+    axes.set_ylim(-1.9, 3.5)
     axes.axis("off")
 
     def box(x: float, text: str, colour: str) -> None:
         shape = "round,pad=0.02,rounding_size=0.1"
         axes.add_patch(FancyBboxPatch((x - 0.36, -0.62), 0.72, 1.24, shape, fc=colour, ec="#444444", lw=0.8))
-        axes.text(x, 0, text, ha="center", va="center", rotation=90, fontsize=9)
+        ink = "white" if colour in DARK else "black"
+        axes.text(x, 0, text, ha="center", va="center", rotation=90, fontsize=9, color=ink)
 
     def arrow(start: float, end: float, bend: float, level: float, colour: str, width: float) -> None:
         axes.add_patch(
@@ -111,7 +113,7 @@ def _by_matplotlib(arch: Arch, path: Path) -> None:
         else:
             arrow(layer.input, k, 0.32, -0.66, "#222222", 1.3)
         for j in layer.skips:
-            arrow(j, k, -0.42, 0.66, "#999999", 0.7)
+            arrow(j, k, -min(0.42, 5.6 / (k - j)), 0.66, "#999999", 0.7)  # flatter where longer, to stay inside
     title = f"{count} layers, {arch.skips} skip connections: inputs in black, skips in grey"
     axes.set_title(title, fontsize=10)
     _save(figure, path)

@@ -209,9 +209,10 @@ class Journal:
         )  # fmt: skip
         replay = self.ahead > 0
         self.history.records_list.append(record)
-        self._lines.append(record.to_json())
-        if self.folder is not None and not replay:
-            write(self.folder / FILE, "\n".join(self._lines) + "\n")
+        if self.folder is not None:
+            self._lines.append(record.to_json())
+            if not replay:
+                write(self.folder / FILE, "\n".join(self._lines) + "\n")
         return record
 
     def _read(self, file: Path, settings: dict[str, Any], reach: int) -> list[Record]:

@@ -168,8 +168,13 @@ def successive_halving(run: Run) -> list[Arch]:
 
 
 def evolution(run: Run) -> list[Arch]:
-    """Regularised evolution (arXiv 1802.01548): the best of a few drawn is mutated once, the oldest dies."""
-    population: deque[Record] = deque(run.trials(list(_distinct(run.space, run.rng, POPULATION)), run.examples))
+    """Regularised evolution (arXiv 1802.01548): the best of a few drawn is mutated once, the oldest dies.
+
+    The population is 32, or a quarter of the trials that the budget pays for, where that is less, but at least 8.
+    """
+    paid = int(run.journal.left // run.data.trial_cost(run.examples))
+    size = max(min(POPULATION, paid // 4), TOURNAMENT)
+    population: deque[Record] = deque(run.trials(list(_distinct(run.space, run.rng, size)), run.examples))
     everything = list(population)
     seen: set[Arch | None] = {record.arch for record in everything}
     while population and run.affords(run.data.trial_cost(run.examples)):
