@@ -12,7 +12,7 @@ from systems.ngra.graph import (
     gcn_norm,
     rmat,
 )
-from systems.ngra.passes import Plan
+from systems.ngra.plan import Plan
 from systems.ngra.program import Layer
 from systems.ngra.reference import reference
 from systems.ngra.ring import RingGraph

@@ -25,7 +25,7 @@ from systems.ngra.generation import Column, Form, Output, Role
 from systems.ngra.gpu import GpuKernel
 from systems.ngra.graph import Graph, NGraError, layout
 from systems.ngra.kernels import Kernel
-from systems.ngra.passes import Aggregation, Source
+from systems.ngra.plan import Aggregation, Source
 
 BLOCK_ARCS = 65_536
 

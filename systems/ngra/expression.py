@@ -546,3 +546,40 @@ def spell(node: Node) -> str:
     if node.op in LAYOUT:
         return f"{node.op}({inner[0]}, {list(node.shape)})"
     return f"{node.op}({', '.join(inner)})"
+
+
+def summands(node: Node, negative: bool = False) -> list[tuple[Node, bool]]:
+    """The terms of a sum, and whether each is subtracted."""
+    if node.op == "add":
+        return summands(node.args[0], negative) + summands(node.args[1], negative)
+    if node.op == "sub":
+        return summands(node.args[0], negative) + summands(node.args[1], not negative)
+    if node.op == "neg":
+        return summands(node.args[0], not negative)
+    return [(node, negative)]
+
+
+def factors_of(node: Node, inverse: bool = False) -> list[tuple[Node, bool]]:
+    """The factors of a product, and whether each is divided by."""
+    if node.op == "mul":
+        return factors_of(node.args[0], inverse) + factors_of(node.args[1], inverse)
+    if node.op == "div":
+        return factors_of(node.args[0], inverse) + factors_of(node.args[1], not inverse)
+    return [(node, inverse)]
+
+
+def signed_total(book: Book, terms: Sequence[tuple[Node, bool]]) -> Node:
+    """The sum of terms, each subtracted where that is said; those that are added come first."""
+    result: Node | None = None
+    for term, negative in sorted(terms, key=lambda pair: pair[1]):
+        if result is None:
+            result = book.neg(term) if negative else term
+        else:
+            result = book.sub(result, term) if negative else book.add(result, term)
+    assert result is not None
+    return result
+
+
+def is_row_scalar(node: Node) -> bool:
+    """Whether a value is one number for each row."""
+    return node.shape == () or node.shape[-1] == 1

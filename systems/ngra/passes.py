@@ -6,7 +6,7 @@ Every pass keeps the value equal in exact arithmetic. `build_plan` runs them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -17,108 +17,21 @@ from systems.ngra.expression import (
     Book,
     Gathered,
     Node,
+    factors_of,
+    is_row_scalar,
     rewrite,
+    signed_total,
     spell,
+    summands,
     walk,
 )
+from systems.ngra.gathering import above_gathers, gather_of, lowered, plainly, result_shape
 from systems.ngra.graph import ProgramError
+from systems.ngra.plan import Aggregation, Plan, Situation, Source
 from systems.ngra.pointwise import with_stretches
 
 ACCUMULATORS = ("sum", "mean", "max", "min", "softmax")
-_POSITIVE = frozenset({"exp", "sigmoid"})
 _NONE: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a plan may depend on beside the program: sizes, types, and which data need gradients or never change."""
-
-    vertices: int
-    arcs: int
-    dtype: torch.dtype
-    leaf_dtypes: tuple[tuple[tuple[str, str], torch.dtype], ...]
-    needs_grad: bool  # some vertex data need a gradient
-    constant: bool  # the vertex data are the same tensors as in the call before, and need no gradient
-    optimize: bool
-    native: bool
-    triton: bool  # kernels are Triton's, for a GPU
-    pointwise: bool  # elementwise stretches of vertex stages get kernels
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A column of a residual: what it is (an expression of one side), and the leaf that stands for it there."""
-
-    expression: Node
-    leaf: Node
-
-    @property
-    def side(self) -> str:
-        """S, D, E, or P for what depends on parameters only."""
-        assert isinstance(self.leaf.data, tuple)
-        return str(self.leaf.data[0])
-
-
-@dataclass(frozen=True, eq=False)
-class Aggregation:
-    """One pass over the arcs: its columns, what is evaluated per arc, and how the values are accumulated."""
-
-    gather: Node
-    accumulator: str
-    columns: tuple[Source, ...]
-    residual: tuple[Node, ...]
-    kernel: str  # "spmm", "fused" or "blocked"
-    constant: bool
-
-    @property
-    def width(self) -> int:
-        """Numbers accumulated per vertex."""
-        return self.gather.width
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How a layer runs, stage by stage; `print(plan)` explains it.
-
-    source_stage, destination_stage, edge_stage, vertex_stage: expressions, as text; kernel: "spmm", "fused" or
-    "blocked", the least of its aggregations; width: numbers accumulated per vertex; FLOPs count matrix products of
-    one forward pass, before and after; saved_bytes: what the aggregations keep for backward; notes: what each pass
-    did, and why. The rest is for the engine.
-    """
-
-    source_stage: tuple[str, ...]
-    destination_stage: tuple[str, ...]
-    edge_stage: tuple[str, ...]
-    vertex_stage: str
-    kernel: str
-    width: int
-    arc_matmul_flops: int
-    vertex_matmul_flops: int
-    arc_matmul_flops_before: int
-    vertex_matmul_flops_before: int
-    saved_bytes: int
-    notes: tuple[str, ...]
-    book: Book
-    result: Node
-    aggregations: tuple[Aggregation, ...]
-    masked_sides: frozenset[str]
-
-    def __str__(self) -> str:
-        def stage(name: str, lines: Sequence[str]) -> list[str]:
-            return [f"{name:<12}{line}" if k == 0 else f"{'':<12}{line}" for k, line in enumerate(lines)]
-
-        lines = [f"kernel      {self.kernel}, {self.width} numbers accumulated per vertex"]
-        lines += stage("source", self.source_stage)
-        lines += stage("destination", self.destination_stage)
-        lines += stage("edge", self.edge_stage)
-        lines += stage("vertex", [self.vertex_stage])
-        lines.append(
-            f"matmul      on arcs {self.arc_matmul_flops_before:,} -> {self.arc_matmul_flops:,} FLOP, "
-            f"on vertices {self.vertex_matmul_flops_before:,} -> {self.vertex_matmul_flops:,} FLOP"
-        )
-        lines.append(f"saved       {self.saved_bytes:,} bytes for backward")
-        lines += stage("passes", self.notes)
-        return "\n".join(lines)
 
 
 def build_plan(
@@ -129,16 +42,16 @@ def build_plan(
     Raises ProgramError for an accumulator that does not exist, or messages that do not fit it.
     """
     _check(messages, accumulator)
-    before = finish(book.make("gather", messages, Gathered(accumulator), _result_shape(messages), frozenset("A")))
+    before = finish(book.make("gather", messages, Gathered(accumulator), result_shape(messages), frozenset("A")))
     notes: list[str] = []
     arcs_before, vertices_before = _flops(before, situation)
     if situation.optimize:
         messages = tuple(_moved(book, message, situation, notes) for message in messages)
-        accumulated = _lowered(book, messages, accumulator, notes)
+        accumulated = lowered(book, messages, accumulator, notes)
         result = _width_choice(book, finish(accumulated), situation, notes)
     else:
         notes.append("optimiser: off")
-        result = finish(_plainly(book, messages, accumulator))
+        result = finish(plainly(book, messages, accumulator))
     gathers = [node for node in walk(result) if node.op == "gather"]
     aggregations = tuple(_aggregation(book, node, situation, notes) for node in gathers)
     _note_hoisting(aggregations, situation, notes)
@@ -219,10 +132,6 @@ def _check(messages: tuple[Node, ...], accumulator: str) -> None:
         raise ProgramError(f"{accumulator}: apply_edge gave {len(messages)} results, expected one tensor")
 
 
-def _result_shape(messages: tuple[Node, ...]) -> tuple[int, ...]:
-    return messages[-1].shape
-
-
 # ----------------------------------------------------------------------------------- passes over the message
 
 
@@ -265,14 +174,10 @@ def _split_linear(book: Book, x: Node, weight: Node) -> Node:
         return book.neg(_split_linear(book, x.args[0], weight))
     if x.op in {"mul", "div"}:
         for scale, rest in ((x.args[1], x.args[0]), (x.args[0], x.args[1])):
-            if _is_row_scalar(scale) and rest.shape == x.shape and (x.op == "mul" or scale is x.args[1]):
+            if is_row_scalar(scale) and rest.shape == x.shape and (x.op == "mul" or scale is x.args[1]):
                 inner = _split_linear(book, rest, weight)
                 return book.make(x.op, (inner, scale) if scale is x.args[1] else (scale, inner))
     return book.make("linear", (x, weight))
-
-
-def _is_row_scalar(node: Node) -> bool:
-    return node.shape == () or node.shape[-1] == 1
 
 
 def _regrouped(book: Book, node: Node) -> Node | None:
@@ -280,7 +185,7 @@ def _regrouped(book: Book, node: Node) -> Node | None:
     if node.op not in {"add", "sub", "mul", "div"} or len(node.sides) < 2:
         return None
     additive = node.op in {"add", "sub"}
-    terms = _terms(node) if additive else _factors(node)
+    terms = summands(node) if additive else factors_of(node)
     if not additive and any(inverse for _, inverse in terms):
         return None
     groups: dict[frozenset[str], list[tuple[Node, bool]]] = {}
@@ -296,7 +201,7 @@ def _regrouped(book: Book, node: Node) -> Node | None:
             return None
         groups[host] += loose
     combine: Callable[[list[tuple[Node, bool]]], Node] = (
-        (lambda parts: _signed_total(book, parts))
+        (lambda parts: signed_total(book, parts))
         if additive
         else (lambda parts: book.product([part for part, _ in parts]))
     )
@@ -305,183 +210,6 @@ def _regrouped(book: Book, node: Node) -> Node | None:
     result = book.total(parts) if additive else book.product(parts)
     result = book.to_shape(result, node.shape)
     return None if result is node else result
-
-
-def _terms(node: Node, negative: bool = False) -> list[tuple[Node, bool]]:
-    """The terms of a sum, and whether each is subtracted."""
-    if node.op == "add":
-        return _terms(node.args[0], negative) + _terms(node.args[1], negative)
-    if node.op == "sub":
-        return _terms(node.args[0], negative) + _terms(node.args[1], not negative)
-    if node.op == "neg":
-        return _terms(node.args[0], not negative)
-    return [(node, negative)]
-
-
-def _factors(node: Node, inverse: bool = False) -> list[tuple[Node, bool]]:
-    """The factors of a product, and whether each is divided by."""
-    if node.op == "mul":
-        return _factors(node.args[0], inverse) + _factors(node.args[1], inverse)
-    if node.op == "div":
-        return _factors(node.args[0], inverse) + _factors(node.args[1], not inverse)
-    return [(node, inverse)]
-
-
-def _signed_total(book: Book, terms: Sequence[tuple[Node, bool]]) -> Node:
-    result: Node | None = None
-    for term, negative in sorted(terms, key=lambda pair: pair[1]):
-        if result is None:
-            result = book.neg(term) if negative else term
-        else:
-            result = book.sub(result, term) if negative else book.add(result, term)
-    assert result is not None
-    return result
-
-
-# -------------------------------------------------------------------------------------- passes across Gather
-
-
-def _gather(book: Book, accumulator: str, *messages: Node) -> Node:
-    return book.make("gather", messages, Gathered(accumulator), _result_shape(messages), frozenset("A"))
-
-
-def _plainly(book: Book, messages: tuple[Node, ...], accumulator: str) -> Node:
-    if accumulator == "mean":
-        return book.mul(_gather(book, "sum", *messages), book.leaf("D", "@inverse_degree", ()))
-    return _gather(book, accumulator, *messages)
-
-
-def _lowered(book: Book, messages: tuple[Node, ...], accumulator: str, notes: list[str]) -> Node:
-    """Passes 3 and 4: what does not change along a row leaves the accumulator."""
-    if accumulator == "softmax":
-        return _gather(book, "softmax", *messages)
-    if accumulator in {"max", "min"}:
-        return _lowered_extremum(book, messages[0], accumulator, notes)
-    total = _lowered_sum(book, messages[0], notes)
-    if accumulator == "mean":
-        total = book.mul(total, book.leaf("D", "@inverse_degree", ()))
-    return _only_where_arcs(book, total)
-
-
-def _only_where_arcs(book: Book, node: Node) -> Node:
-    """0 without in-arcs, even where a vertex's own data are infinite or NaN."""
-    own = [leaf for leaf in _above_gathers(node) if leaf.op == "leaf" and leaf.sides == frozenset("D")]
-    if not any(isinstance(leaf.data, tuple) and not leaf.data[1].startswith("@") for leaf in own):
-        return node
-    return book.where(book.leaf("D", "@nonempty", (1,) if node.shape else ()), node, 0.0)
-
-
-def _above_gathers(node: Node) -> list[Node]:
-    found, stack, seen = [], [node], set()
-    while stack:
-        top = stack.pop()
-        if id(top) in seen:
-            continue
-        seen.add(id(top))
-        found.append(top)
-        if top.op != "gather":
-            stack += top.args
-    return found
-
-
-def _lowered_sum(book: Book, message: Node, notes: list[str]) -> Node:
-    """sum over in-arcs of `message`, with everything that can leave the sum outside of it."""
-    outside: list[Node] = []  # vertex-level terms
-    inside: list[tuple[Node, bool]] = []
-    for term, negative in _terms(message):
-        shaped = book.to_shape(term, message.shape)
-        if not term.sides - {"D"}:
-            degree = book.leaf("D", "@degree", ())
-            part = book.mul(shaped, degree)
-            outside.append(book.neg(part) if negative else part)
-            notes.append(f"{spell(term)}: does not change along a row, so it is added once, times the degree")
-        elif term.op == "linear" and term.sides != frozenset("S") and shaped is term:
-            x, weight = term.args
-            part = book.make("linear", (_lowered_sum(book, x, notes), weight))
-            outside.append(book.neg(part) if negative else part)
-            notes.append("a linear map of arc values: applied after the sum, once per vertex")
-        else:
-            inside.append((term, negative))
-    if inside:
-        if len(inside) == 1:
-            core = _lowered_term(book, *inside[0], message.shape, notes)
-        else:
-            core = _gather(book, "sum", book.to_shape(_grouped(book, inside), message.shape))
-        outside.insert(0, core)
-    return book.total(outside)
-
-
-def _grouped(book: Book, terms: Sequence[tuple[Node, bool]]) -> Node:
-    own = [pair for pair in terms if pair[0].sides == frozenset("S")]
-    others = [pair for pair in terms if pair[0].sides != frozenset("S")]
-    if not own or not others:
-        return _signed_total(book, terms)
-    return book.add(_signed_total(book, own), _signed_total(book, others))
-
-
-def _lowered_term(book: Book, term: Node, negative: bool, shape: tuple[int, ...], notes: list[str]) -> Node:
-    """The sum of one term: factors of the destination leave it, and so does a linear map."""
-    factors = _factors(term)
-    leaving = [pair for pair in factors if not pair[0].sides - {"D"}]
-    staying = [pair for pair in factors if pair[0].sides - {"D"}]
-    scalars = all(_is_row_scalar(factor) for factor, _ in staying if factor.op != "linear")
-    linears = [pair for pair in staying if pair[0].op == "linear"]
-    if leaving:
-        notes.append(f"factors {', '.join(spell(factor) for factor, _ in leaving)}: taken out of the sum")
-    # What stays may be narrower than the result, where a factor that left was the wide one.
-    if len(linears) == 1 and not linears[0][1] and scalars:
-        x, weight = linears[0][0].args
-        scaled = _quotient(book, [(x, False), *(pair for pair in staying if pair is not linears[0])])
-        notes.append(f"linear map {spell(weight)}: taken out of the sum")
-        core = book.make("linear", (_gather(book, "sum", scaled), weight))
-    else:
-        core = _gather(book, "sum", _quotient(book, _source_first(book, staying)))
-    for factor, inverse in leaving:
-        core = book.div(core, factor) if inverse else book.mul(core, factor)
-    core = book.to_shape(core, shape)
-    return book.neg(core) if negative else core
-
-
-def _source_first(book: Book, factors: Sequence[tuple[Node, bool]]) -> list[tuple[Node, bool]]:
-    own = [pair for pair in factors if pair[0].sides == frozenset("S")]
-    if len(own) < 2:
-        return list(factors)
-    return [(_quotient(book, own), False), *(pair for pair in factors if pair[0].sides != frozenset("S"))]
-
-
-def _quotient(book: Book, factors: Sequence[tuple[Node, bool]]) -> Node:
-    above = [factor for factor, inverse in factors if not inverse]
-    below = [factor for factor, inverse in factors if inverse]
-    result = book.product(above) if above else book.const(1)
-    for factor in below:
-        result = book.div(result, factor)
-    return result
-
-
-def _lowered_extremum(book: Book, message: Node, accumulator: str, notes: list[str]) -> Node:
-    """max or min over in-arcs: terms of the destination leave it, and factors of it that are positive for sure."""
-    terms = _terms(message)
-    leaving = [pair for pair in terms if not pair[0].sides - {"D"}]
-    staying = [pair for pair in terms if pair[0].sides - {"D"}]
-    if not staying:
-        return _gather(book, accumulator, message)
-    if leaving:
-        notes.append(f"terms {', '.join(spell(term) for term, _ in leaving)}: taken out of the {accumulator}")
-        inner = book.to_shape(_grouped(book, staying), message.shape)
-        core = book.add(_lowered_extremum(book, inner, accumulator, notes), _signed_total(book, leaving))
-        nonempty = book.leaf("D", "@nonempty", (1,) if message.shape else ())
-        return book.where(nonempty, core, 0.0)
-    factors = _factors(message)
-    # Not for factors that are 0 somewhere: there every arc ties, and another arc would get the gradient.
-    safe = [pair for pair in factors if not pair[0].sides - {"D"} and pair[0].op in _POSITIVE]
-    rest = [pair for pair in factors if pair not in safe]
-    if not safe or not any(pair[0].sides - {"D"} for pair in rest):
-        return _gather(book, accumulator, message)
-    notes.append(f"positive factors {', '.join(spell(factor) for factor, _ in safe)}: taken out of the {accumulator}")
-    core = _gather(book, accumulator, book.to_shape(_quotient(book, rest), message.shape))
-    for factor, inverse in safe:
-        core = book.div(core, factor) if inverse else book.mul(core, factor)
-    return _only_where_arcs(book, core)
 
 
 # ------------------------------------------------------------------------------------------------ width choice
@@ -527,13 +255,13 @@ def _pulled(book: Book, x: Node, weight: Node, users: dict[Node, int]) -> Node |
         message = _split_linear(book, x.args[0], weight)
         if any(node.op == "linear" and len(node.sides) > 1 for node in walk(message)):
             return None
-        return _gather(book, "sum", message)
+        return gather_of(book, "sum", message)
     if x.op == "mul":
         for scale, rest in (x.args, x.args[::-1]):
-            if _is_row_scalar(scale) and "A" not in scale.sides and rest.shape == x.shape:
+            if is_row_scalar(scale) and "A" not in scale.sides and rest.shape == x.shape:
                 inner = _pulled(book, rest, weight, users)
                 return None if inner is None else book.mul(inner, scale)
-    if x.op == "where" and _is_row_scalar(x.args[0]) and x.args[2].op == "const" and x.args[2].data == 0.0:
+    if x.op == "where" and is_row_scalar(x.args[0]) and x.args[2].op == "const" and x.args[2].data == 0.0:
         inner = _pulled(book, x.args[1], weight, users)
         return None if inner is None else book.where(x.args[0], inner, 0.0)
     return None
@@ -650,7 +378,7 @@ def _flops(result: Node, situation: Situation) -> tuple[int, int]:
             if id(node) not in below and node.sides:
                 below.add(id(node))
                 on_arcs += _linear_flops(node) * situation.arcs
-    for node in _above_gathers(result):
+    for node in above_gathers(result):
         if node.sides:
             on_vertices += _linear_flops(node) * situation.vertices
     return on_arcs, on_vertices
@@ -663,7 +391,7 @@ def _residual_flops(aggregation: Aggregation, situation: Situation) -> int:
 
 
 def _unique_flops(columns: Sequence[Node], result: Node, situation: Situation) -> int:
-    nodes = {node for column in columns for node in walk(column)} | set(_above_gathers(result))
+    nodes = {node for column in columns for node in walk(column)} | set(above_gathers(result))
     return sum(_linear_flops(node) for node in nodes if node.sides) * situation.vertices
 
 

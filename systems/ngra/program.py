@@ -29,7 +29,8 @@ from systems.ngra.choices import Settings, current_settings
 from systems.ngra.engine import Engine, aggregate
 from systems.ngra.expression import Book, Call, Node, Slot, evaluate
 from systems.ngra.graph import ArcWeight, Graph, GraphError, ProgramError
-from systems.ngra.passes import Plan, Situation, build_plan
+from systems.ngra.passes import build_plan
+from systems.ngra.plan import Plan, Situation
 from systems.ngra.ring import RingGraph, ring_aggregate
 
 VertexData = Tensor | Mapping[str, Tensor]

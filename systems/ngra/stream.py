@@ -7,12 +7,10 @@ Sums over arcs are those of the kernels in memory; in ascending traversal they h
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from systems.ngra.expression import Node, walk
 from systems.ngra.graph import ArcWeight, GraphError, ProgramError
 from systems.ngra.kernels import Chunk, Kernel, fresh_states, run_chunk
 from systems.ngra.models import Network
-from systems.ngra.passes import Situation
+from systems.ngra.plan import Situation
 from systems.ngra.program import Layer, Leaves
-from systems.ngra.schedule import TRAVERSALS, Schedule, Sweep, extents, plan_schedule
-from systems.ngra.store import ChunkStore, read_into, write_from
-from systems.ngra.workspace import workspace
+from systems.ngra.schedule import TRAVERSALS, Schedule, Sweep, plan_schedule
+from systems.ngra.store import ChunkStore
+from systems.ngra.sweeps import InputArray, Interval, Runner, SweepPass, Traffic, VertexArray
 
 
 @dataclass(frozen=True)
@@ -50,212 +48,6 @@ class EpochStats:
 
 
 @dataclass
-class _Traffic:
-    """What went to and from the disk, and how long that and the computing took."""
-
-    read: int = 0
-    written: int = 0
-    chunks: int = 0
-    held: int = 0
-    peak: int = 0
-    load_seconds: float = 0.0
-    compute_seconds: float = 0.0
-
-    def hold(self, size: int) -> None:
-        self.held += size
-        self.peak = max(self.peak, self.held)
-
-
-class _Array:
-    """A vertex array on disk, (vertices, *shape), row by row."""
-
-    def __init__(self, path: Path | None, shape: tuple[int, ...], dtype: torch.dtype, traffic: _Traffic) -> None:
-        self.shape, self.dtype, self._traffic = shape, dtype, traffic
-        self.row_bytes = dtype.itemsize
-        for extent in shape:
-            self.row_bytes *= extent
-        self._path = path
-        self._file = -1 if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-    def read(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Rows `first` to `last`."""
-        if out is None:
-            out = workspace().empty((last - first, *self.shape), self.dtype)
-        begun = time.perf_counter()
-        self._fill(first, last, out)
-        self._traffic.read += (last - first) * self.row_bytes
-        self._traffic.load_seconds += time.perf_counter() - begun
-        return out
-
-    def _fill(self, first: int, last: int, out: Tensor) -> None:
-        read_into(self._file, first * self.row_bytes, out, f"{self._path}: rows {first} to {last}")
-
-    def write(self, first: int, data: Tensor) -> None:
-        """Rows from `first` on."""
-        begun = time.perf_counter()
-        write_from(self._file, first * self.row_bytes, data.detach().to(self.dtype).contiguous())
-        self._traffic.written += len(data) * self.row_bytes
-        self._traffic.load_seconds += time.perf_counter() - begun
-
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
-class _Input(_Array):
-    """The store's own vertex data."""
-
-    def __init__(self, store: ChunkStore, traffic: _Traffic) -> None:
-        super().__init__(None, (store.width,), torch.float32, traffic)
-        self._store = store
-
-    def _fill(self, first: int, last: int, out: Tensor) -> None:
-        self._store.read_rows(first, last, out)
-
-
-@dataclass(frozen=True)
-class _Interval:
-    """One interval as `Leaves` want a graph."""
-
-    num_vertices: int
-    internal_in_degree: Tensor
-    internal_out_degree: Tensor
-    num_arcs: int = 0
-
-    @staticmethod
-    def enter(x: Tensor) -> Tensor:
-        """Data are in internal order already."""
-        return x
-
-
-@dataclass
-class _Pass:
-    """One sweep, ready to run: what is read for rows and neighbours, and what is done.
-
-    begin(i, arrays): the state of a row interval; columns(j, arrays): a neighbour's columns by leaf;
-    visit(state, columns, chunk); end(i, state).
-    """
-
-    sweep: Sweep
-    schedule: Schedule
-    row_arrays: Sequence[_Array]
-    neighbour_arrays: Sequence[_Array]
-    begin: Callable[[int, list[Tensor]], Any]
-    columns: Callable[[int, list[Tensor]], dict[Node, Tensor]]
-    visit: Callable[[Any, dict[Node, Tensor], Chunk], None]
-    end: Callable[[int, Any], None]
-
-
-class _Runner:
-    """Runs passes: one thread loads ahead while this one computes."""
-
-    def __init__(self, store: ChunkStore, traffic: _Traffic, prefetch: bool) -> None:
-        self.store, self.traffic = store, traffic
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="ngra-load") if prefetch else None
-
-    def close(self) -> None:
-        """Stop the loading thread."""
-        if self._loader is not None:
-            self._loader.shutdown()
-
-    def rows(self, todo: _Pass) -> None:
-        """A pass over rows alone."""
-        for i in range(self.store.intervals):
-            arrays = [array.read(*self.store.rows_of(i)) for array in todo.row_arrays]
-            begun = time.perf_counter()
-            waited = self.traffic.load_seconds
-            todo.end(i, todo.begin(i, arrays))
-            self.traffic.compute_seconds += time.perf_counter() - begun - (self.traffic.load_seconds - waited)
-
-    def run(self, todo: _Pass) -> None:
-        """A pass over chunks."""
-        store, sweep, schedule = self.store, todo.sweep, todo.schedule
-        size = store.largest_chunk(sweep.direction, sweep.arcs)
-        buffers = [workspace().empty((size + 4096,), torch.uint8) for _ in range(2)]
-        held: dict[int, dict[Node, Tensor]] = {}
-        side = min(store.side, store.num_vertices)
-        bytes_of_slot = side * (sweep.neighbour_bytes + sweep.column_bytes)
-        bytes_of_row = side * (sweep.row_bytes + sweep.state_bytes)
-        fixed = 2 * size + store.resident_bytes + side * sweep.stage_bytes
-        self.traffic.hold(fixed)
-        for turn, group in enumerate(schedule.groups(store.intervals)):
-            states = {}
-            for i in group:
-                arrays = [array.read(*store.rows_of(i)) for array in todo.row_arrays]
-                self.traffic.hold(bytes_of_row)
-                states[i] = self._timed(todo.begin, i, arrays)
-            order = schedule.neighbours(turn, store.intervals)
-            items = [(j, i) for j in order for i in group]
-
-            def load(k: int, fresh: bool, group: list[int] = group, items: Any = items, turn: int = turn) -> Any:
-                j, i = items[k]
-                arrays = self._neighbour(todo, turn, group, j) if fresh else None
-                begun = time.perf_counter()
-                chunk = store.read_chunk(sweep.direction, i, j, buffers[k % 2], sweep.arcs)
-                self.traffic.read += store.chunk_bytes(sweep.direction, i, j, sweep.arcs)
-                self.traffic.chunks += chunk is not None
-                self.traffic.load_seconds += time.perf_counter() - begun
-                return arrays, chunk
-
-            ahead = self._ahead(load, 0, items[0][0] not in held)
-            current: dict[Node, Tensor] = {}
-            for k, (j, i) in enumerate(items):
-                arrays, chunk = ahead()
-                if arrays is not None:
-                    self.traffic.hold(bytes_of_slot)
-                    held[j] = self._timed(todo.columns, j, arrays)
-                elif i == group[0]:
-                    held[j] = held.pop(j)  # now the last one used
-                if i == group[0]:
-                    current = held[j]
-                if i == group[-1]:
-                    # Before the next load is decided on, so that it never depends on which thread is faster.
-                    gone = [j] if (turn, j) in schedule.selective else []
-                    gone += [old for old in held if old not in gone][: max(0, len(held) - len(gone) - schedule.slots)]
-                    for old in gone:
-                        del held[old]
-                if k + 1 < len(items):
-                    following, first_row = items[k + 1]
-                    ahead = self._ahead(load, k + 1, first_row == group[0] and following not in held)
-                if chunk is not None:
-                    self._timed(todo.visit, states[i], current, chunk)
-                if i == group[-1]:
-                    self.traffic.held -= len(gone) * bytes_of_slot
-            for i in group:
-                begun, waited = time.perf_counter(), self.traffic.load_seconds
-                todo.end(i, states.pop(i))
-                self.traffic.compute_seconds += time.perf_counter() - begun - (self.traffic.load_seconds - waited)
-                self.traffic.held -= bytes_of_row
-        self.traffic.held -= fixed + len(held) * bytes_of_slot
-
-    def _neighbour(self, todo: _Pass, turn: int, group: list[int], j: int) -> list[Tensor]:
-        first, last = self.store.rows_of(j)
-        if (turn, j) not in todo.schedule.selective:
-            return [array.read(first, last) for array in todo.neighbour_arrays]
-        parts = extents(self.store, todo.sweep.direction, group, j, todo.sweep.neighbour_bytes)
-        found = []
-        for array in todo.neighbour_arrays:
-            whole = workspace().empty((last - first, *array.shape), array.dtype)
-            whole.zero_()  # what is not read is not used, but must be a number
-            for start, stop in parts:
-                array.read(start, stop, whole[start - first : stop - first])
-            found.append(whole)
-        return found
-
-    def _ahead(self, load: Callable[[int, bool], Any], k: int, fresh: bool) -> Callable[[], Any]:
-        if self._loader is None:
-            return lambda: load(k, fresh)
-        return self._loader.submit(load, k, fresh).result
-
-    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        begun = time.perf_counter()
-        found = call(*arguments)
-        self.traffic.compute_seconds += time.perf_counter() - begun
-        return found
-
-
-@dataclass
 class _Streamed:
     """A layer, its plan, and its arrays on disk."""
 
@@ -266,10 +58,10 @@ class _Streamed:
     needs: list[list[bool]]
     kernels: list[tuple[Kernel, list[int]]]
     training: bool
-    given: _Array
-    result: _Array
-    kept: list[list[_Array]] = field(default_factory=list)  # by aggregation: its states, then carried tangents
-    upstream: list[_Array] = field(default_factory=list)
+    given: VertexArray
+    result: VertexArray
+    kept: list[list[VertexArray]] = field(default_factory=list)  # by aggregation: its states, then carried tangents
+    upstream: list[VertexArray] = field(default_factory=list)
 
 
 class StreamTrainer:
@@ -296,15 +88,15 @@ class StreamTrainer:
             raise GraphError(f"{store.folder} holds no vertex data; build it with features")
         self.model, self.store, self.memory, self.norm = model, store, memory, norm
         self.traversal, self.seed, self.epochs = traversal, seed, 0
-        self.traffic = _Traffic()
+        self.traffic = Traffic()
         self.threads = current_settings().thread_count
         self.rates = {"never": None, "always": (1.0, float("inf"))}.get(selective)
         if selective == "auto":
             self.rates = measured_rates(store)
         place = store.folder.parent if scratch is None else Path(scratch)
         self.scratch = Path(tempfile.mkdtemp(prefix=f".{store.folder.name}.scratch-", dir=place))
-        self._runner = _Runner(store, self.traffic, prefetch)
-        self._arrays: list[_Array] = []
+        self._runner = Runner(store, self.traffic, prefetch)
+        self._arrays: list[VertexArray] = []
         try:
             self._layers = self._planned()
             self.schedules = self._schedules()
@@ -327,13 +119,13 @@ class StreamTrainer:
 
     # ---------------------------------------------------------------------------------------------- planning
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> _Array:
-        made = _Array(self.scratch / name, shape, dtype, self.traffic)
+    def _array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> VertexArray:
+        made = VertexArray(self.scratch / name, shape, dtype, self.traffic)
         self._arrays.append(made)
         return made
 
     def _planned(self) -> list[_Streamed]:
-        given: _Array = _Input(self.store, self.traffic)
+        given: VertexArray = InputArray(self.store, self.traffic)
         found = []
         for index, layer in enumerate(self.model.layers):
             assert isinstance(layer, Layer)
@@ -348,7 +140,7 @@ class StreamTrainer:
                 raise ProgramError(f"layer {index} cannot be streamed: {plan.notes[-1]}; only what fuses can be")
             engines = tuple(Engine(plan.book, aggregation, torch.float32) for aggregation in plan.aggregations)
             one = torch.ones(1, dtype=torch.int64)
-            leaves = self._leaves_of(layer, plan, _Interval(1, one, one), sample, arc)
+            leaves = self._leaves_of(layer, plan, Interval(1, one, one), sample, arc)
             needs = [[self._column(leaves, source).requires_grad for source in e.columns] for e in engines]
             kinds = [{source.leaf: torch.float32 for source in e.columns} for e in engines]
             kernels = [e.forward_kernel(kind, need) for e, kind, need in zip(engines, kinds, needs, strict=True)]
@@ -389,9 +181,9 @@ class StreamTrainer:
 
     # ------------------------------------------------------------------------------------------------ pieces
 
-    def _interval(self, i: int) -> _Interval:
+    def _interval(self, i: int) -> Interval:
         first, last = self.store.rows_of(i)
-        return _Interval(
+        return Interval(
             last - first, self.store.in_degree[first:last].long(), self.store.out_degree[first:last].long()
         )
 
@@ -441,7 +233,7 @@ class StreamTrainer:
 
     # ---------------------------------------------------------------------------------------------- forward
 
-    def _forward(self, streamed: _Streamed, training: bool) -> _Pass:
+    def _forward(self, streamed: _Streamed, training: bool) -> SweepPass:
         store = self.store
         kept = [array for arrays in streamed.kept for array in arrays] if training else []
         columns, values = self._widths(streamed)
@@ -491,13 +283,13 @@ class StreamTrainer:
                             array.write(first, part)
                 streamed.result.write(first, leaves.result(streamed.plan.result, gathered))
 
-        return _Pass(
+        return SweepPass(
             sweep, self._scheduled(sweep, extremum), [streamed.given], [streamed.given], begin, columns_of, visit, end
         )
 
     # --------------------------------------------------------------------------------------------- backward
 
-    def _loss(self, labels: Tensor | None, mask: Tensor | None, total: list[float]) -> _Pass:
+    def _loss(self, labels: Tensor | None, mask: Tensor | None, total: list[float]) -> SweepPass:
         last, target = self._layers[-1].result, self._gradients[-1]
         sweep = Sweep("loss", "", last.row_bytes, 0, target.row_bytes, 0, 0, 4 * last.row_bytes)
 
@@ -515,9 +307,9 @@ class StreamTrainer:
             gradient = torch.autograd.grad(loss, logits)[0] if bool(chosen.any()) else torch.zeros_like(logits)
             target.write(first, gradient)
 
-        return _Pass(sweep, self._scheduled(sweep, False), [last], [], begin, _no_columns, _no_visit, end)
+        return SweepPass(sweep, self._scheduled(sweep, False), [last], [], begin, _no_columns, _no_visit, end)
 
-    def _stage(self, streamed: _Streamed, by_parameter: dict[Any, Tensor]) -> _Pass:
+    def _stage(self, streamed: _Streamed, by_parameter: dict[Any, Tensor]) -> SweepPass:
         """Backward of the vertex stage, and of the columns whose tangents were carried."""
         store, index = self.store, streamed.index
         arrays = [streamed.given, self._gradients[index + 1], *(array for part in streamed.kept for array in part)]
@@ -552,7 +344,7 @@ class StreamTrainer:
             if index:
                 self._gradients[index].write(first, torch.zeros_like(x) if x.grad is None else x.grad)
 
-        return _Pass(
+        return SweepPass(
             sweep, self._scheduled(sweep, False), arrays, [], lambda i, parts: parts, _no_columns, _no_visit, end
         )
 
@@ -574,7 +366,7 @@ class StreamTrainer:
         if roots:
             torch.autograd.backward(roots, gradients, retain_graph=True)
 
-    def _arcs(self, streamed: _Streamed, rows_are: str, by_parameter: dict[Any, Tensor]) -> _Pass | None:
+    def _arcs(self, streamed: _Streamed, rows_are: str, by_parameter: dict[Any, Tensor]) -> SweepPass | None:
         """Backward over the arcs, with gradients by the columns of one side."""
         store, index = self.store, streamed.index
         jobs: list[tuple[int, Kernel, list[int]]] = []
@@ -658,13 +450,13 @@ class StreamTrainer:
             if gradient is not None:
                 gradient.write(first, parts[-1] if x.grad is None else parts[-1] + x.grad)
 
-        return _Pass(sweep, self._scheduled(sweep, extremum), rows, neighbours, begin, columns_of, visit, end)
+        return SweepPass(sweep, self._scheduled(sweep, extremum), rows, neighbours, begin, columns_of, visit, end)
 
     # ------------------------------------------------------------------------------------------------- running
 
     def _epoch_passes(
         self, labels: Tensor | None, mask: Tensor | None, total: list[float] | None = None
-    ) -> Iterable[_Pass]:
+    ) -> Iterable[SweepPass]:
         """The sweeps of an epoch in order; what comes after a layer's backward sweeps is done in between."""
         for streamed in self._layers:
             yield self._forward(streamed, True)
@@ -678,7 +470,7 @@ class StreamTrainer:
                     yield found
             for (k, column), gradient in by_parameter.items():
                 one = torch.ones(1, dtype=torch.int64)
-                view = _Interval(1, one, one)
+                view = Interval(1, one, one)
                 leaves = self._leaves_of(streamed.layer, streamed.plan, view, torch.zeros(1, 1), None)
                 root = leaves.parameter(streamed.engines[k].columns[column].expression)
                 if root.requires_grad:
@@ -716,7 +508,7 @@ class StreamTrainer:
             traffic.peak, max(0.0, min(1.0, (load + compute - seconds) / max(1e-9, min(load, compute)))),
         )  # fmt: skip
 
-    def _run(self, todo: _Pass) -> None:
+    def _run(self, todo: SweepPass) -> None:
         if todo.sweep.direction:
             self._runner.run(todo)
         else:
@@ -757,7 +549,7 @@ def measured_rates(store: ChunkStore, most: int = 8 << 20) -> tuple[float, float
     return sequential, len(starts) * part * size / (time.perf_counter() - begun)
 
 
-def _read_again(streamed: _Streamed, k: int) -> list[_Array]:
+def _read_again(streamed: _Streamed, k: int) -> list[VertexArray]:
     """What an aggregation kept that its backward pass over the arcs reads."""
     accumulator = streamed.engines[k].aggregation.accumulator
     if accumulator == "softmax":
