@@ -118,6 +118,93 @@ def ours_and_dtensor(plan, rounds):
     return interleaved(lambda: runner.step(sample.batch), theirs, rounds)
 
 
+def ours_and_fsdp(plan, rounds):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    sample = sample_of()
+    rank = torch.distributed.get_rank()
+    runner = Runner(plan, copy.deepcopy(sample.model), SGD)
+    model = copy.deepcopy(sample.model)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = SGD(model.parameters())
+    share = len(sample.batch[0]) // RANKS
+    own = [x[rank * share : (rank + 1) * share] for x in sample.batch]
+
+    def theirs():
+        optimizer.zero_grad()
+        loss = model(*own)
+        loss.backward()
+        optimizer.step()
+        total = loss.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total / RANKS
+
+    return interleaved(lambda: runner.step(sample.batch), theirs, rounds)
+
+
+class Front(torch.nn.Module):
+    """The first half of a GPT."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tokens, self.positions = model.tokens, model.positions
+        self.layers = model.layers[: len(model.layers) // 2]
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Back(torch.nn.Module):
+    """The second half, up to the logits."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.layers, self.norm, self.head = model.layers[len(model.layers) // 2 :], model.norm, model.head
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+def ours_and_pipelining(plan, rounds):
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    sample = sample_of()
+    rank = torch.distributed.get_rank()
+    runner = Runner(plan, copy.deepcopy(sample.model), SGD)
+    half = (Front, Back)[rank](copy.deepcopy(sample.model))
+    optimizer = SGD(half.parameters())
+    stage = PipelineStage(half, rank, RANKS, torch.device("cpu"))
+    tokens, labels = sample.batch
+
+    def loss_of(logits, wanted):
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+
+    schedule = Schedule1F1B(stage, plan.microbatches, loss_fn=loss_of)
+
+    def theirs():
+        optimizer.zero_grad()
+        losses = []
+        if rank == 0:
+            schedule.step(tokens)
+        else:
+            schedule.step(target=labels, losses=losses)
+        optimizer.step()
+        total = torch.stack(losses).mean().detach() if losses else torch.zeros(())
+        torch.distributed.all_reduce(total)
+        return total
+
+    return interleaved(lambda: runner.step(sample.batch), theirs, rounds)
+
+
 class Mlp(torch.nn.Module):
     """A stack of feed-forwards with residuals: what both tensor parallelisms cut alike."""
 
@@ -175,3 +262,17 @@ def test_beside_dtensor(measure):
     sample = mlp_sample()
     plan = plans.tensor_parallel(capture(sample.model, sample.batch), RANKS).build()
     beside(measure, functools.partial(ours_and_dtensor, plan, 40 if measure.full else 6), 1.2)
+
+
+@pytest.mark.slow
+def test_beside_fsdp(measure):
+    sample = sample_of()
+    plan = plans.zero(capture(sample.model, sample.batch), RANKS, stage=3).build()
+    beside(measure, functools.partial(ours_and_fsdp, plan, 40 if measure.full else 6), 0.95)
+
+
+@pytest.mark.slow
+def test_beside_torch_pipelining(measure):
+    sample = sample_of()
+    plan = plans.one_f_one_b(capture(sample.model, sample.batch), RANKS, microbatches=4).build()
+    beside(measure, functools.partial(ours_and_pipelining, plan, 40 if measure.full else 6), 1.0)
