@@ -27,7 +27,7 @@ from systems.textnas.compare import compare, wilson
 from systems.textnas.data import KINDS, Splits, load_splits
 from systems.textnas.draw import draw, draw_curves
 from systems.textnas.history import Record, write
-from systems.textnas.minibench import EPOCHS, SEEDS, SPACE, MiniBench, build, kendall, regret
+from systems.textnas.minibench import EPOCHS, SEEDS, SPACE, MiniBench, build, kendall, proxy_scores, regret
 from systems.textnas.preset import PAPER
 from systems.textnas.search import STRATEGIES, evaluate_best, search
 from systems.textnas.space import Arch, ArchError, Layer, Space, TextNASError
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     lost.add_argument("--seeds", type=int, default=200)
     lost.set_defaults(act=_regret)
     tau = verbs.add_parser("tau", help="how well fewer epochs and sizes foretell the final order (Kendall's tau)")
+    tau.add_argument("--data", type=Path, help="the folder of TREC: zero-cost scores too, in about a minute")
     tau.set_defaults(act=_tau)
     return parser
 
@@ -242,7 +243,8 @@ def _regret(given: argparse.Namespace) -> None:
 def _tau(given: argparse.Namespace) -> None:
     bench = MiniBench.load()
     values = {f"{epoch} epochs, one seed": _column(bench, epoch) for epoch in range(1, EPOCHS + 1)}
-    values["parameters"] = bench._values["parameters"][:, 0, 0]
+    if given.data is not None:
+        values |= proxy_scores(load_splits(given.data, "label-text"))
     for name, value in values.items():
         print(f"{name:<24}{kendall(bench, value):>6.2f}")
 

@@ -86,7 +86,7 @@ class History:
 
     @property
     def records(self) -> pd.DataFrame:
-        """The records, a row each; `arch` in the published text form on one line."""
+        """The records, a row each; `arch` as JSON."""
         rows = [
             {**vars(record), "arch": record.arch.to_json() if record.arch is not None else None}
             for record in self.records_list

@@ -212,7 +212,7 @@ def norm(
         mean, var = (torch.empty_like(gamma), torch.empty_like(gamma)) if train else (running_mean, running_var)
         y = _Norm.apply(gamma, beta, mean, var, train, relu, p, words, *sources)  # fills mean and var in training
     else:
-        total = functools.reduce(torch.add, sources)
+        total = functools.reduce(torch.add, sources).to(gamma.dtype)  # statistics never in half precision
         if train:
             count = words.count
             mean = words.clear(total).sum((0, 1)) / count
@@ -355,6 +355,7 @@ def gru(x: Tensor, w_in: Tensor, w_hidden: Tensor, b_in: Tensor, b_hidden: Tenso
     if words.takes(x, x.shape[2]):
         return _GRU.apply(x, w_in, w_hidden, b_in, b_hidden, words)
     b, t, h = x.shape
+    x = x.to(w_in.dtype)
     flat = [part[d] for d in range(2) for part in (w_in, w_hidden, b_in, b_hidden)]
     start = x.new_zeros(2, b, h)
     if words.full:

@@ -27,7 +27,7 @@ from systems.textnas.data import Splits
 from systems.textnas.history import Outcome, write
 from systems.textnas.space import Arch, ArchError, BudgetError, DataError, Space
 from systems.textnas.task import Task
-from systems.textnas.train import Budget, fit, predict
+from systems.textnas.train import Budget, fit, predict, seeded
 from systems.textnas.vocabulary import Batches, Embedding
 
 SPACE = Space(layers=3, reach=1, skips="none")
@@ -139,6 +139,20 @@ def kendall(bench: MiniBench, score: np.ndarray) -> float:
     from scipy.stats import kendalltau
 
     return float(kendalltau(score, bench.final()).statistic)
+
+
+def proxy_scores(splits: Splits, embedding: Embedding | None = None) -> dict[str, np.ndarray]:
+    """Each zero-cost score of the 512 untrained networks on one batch, (512,), and the mean of their ranks."""
+    from systems.textnas import proxies
+
+    task = Task.of(splits, embedding or Embedding.best(), hidden=HIDDEN, batch=BATCH, dropout=DROPOUT)
+    batch = next(iter(Batches(task.train, BATCH).epoch(0)))
+    rows = []
+    for arch in SPACE:
+        with seeded(0):
+            rows.append(proxies.scores(task.network(arch, 0), batch))
+    found = {name: np.array([row[name] for row in rows]) for name in proxies.PROXIES}
+    return {**found, "mean rank": proxies.mean_rank(rows)}
 
 
 # -------------------------------------------------------------------------------------------------------- building
