@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from systems.safe import SafeError, corpus, gate, verify
 from systems.safe.evolve import Share, Task, Verdicts, accuracy, evolve, menus
 from systems.safe.policy import Example, Policy, menu, train, written
-from systems.safe.prove import prove
+from systems.safe.prove import inductive, prove
 from systems.safe.verifier import Limits
 
 ALONE = Limits(workers=1)
@@ -28,7 +28,8 @@ def example():
     proof = prove(task.text)
     places = {(one.place, one.text) for one in proof.added}
     right = frozenset(n for n, one in enumerate(shown.candidates) if (one.place, one.text) in places)
-    return Example(shown, right)
+    held = set(inductive(task.text, shown.candidates))
+    return Example(shown, right, frozenset(n for n, one in enumerate(shown.candidates) if one in held) - right)
 
 
 def test_the_proof_of_search_is_on_the_menu_and_can_be_drawn(example):
@@ -38,9 +39,13 @@ def test_the_proof_of_search_is_on_the_menu_and_can_be_drawn(example):
 
 
 def test_a_policy_learns_a_proof_and_draws_it_greedily(example):
-    policy = train([example], least_steps=100)
+    policy = train([example], least_steps=400)
     chosen = policy.draw(example.menu)
     assert {n for n in example.right if example.menu.candidates[n].place.kind != "decreases"} <= chosen
+    assert chosen <= example.right | example.harmless
+    assert verify(written(example.menu, chosen).text).ok
+    spoiled = frozenset(list(chosen)[:2])
+    assert not policy.draw(example.menu, without=spoiled) & spoiled
     untrained = Policy().draw(example.menu)
     assert untrained != chosen
 
@@ -86,7 +91,7 @@ def test_a_run_of_evolution_stops_goes_on_and_repeats(tmp_path):
 def test_accuracy_counts_tasks_and_draws(example):
     found = tasks("copy", 2)
     shown = menus(found, workers=1)
-    policy = train([example], least_steps=100)
+    policy = train([example], least_steps=400)
     table = accuracy(found, policy, k=(1, 2), limits=ALONE, shown=shown)
     assert set(table.total) == {"@1", "@1+debug", "@2", "@2+debug"}
     assert table.total["@1"].draws == 2

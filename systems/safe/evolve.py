@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from systems.safe.gate import gate
-from systems.safe.policy import Example, Menu, Policy, complaint, menu, record, train, written
+from systems.safe.policy import Example, Menu, Policy, complaint, failing, menu, record, train, written
 from systems.safe.prove import inductive, prove_many, smallest
 from systems.safe.sketch import Candidate
 from systems.safe.syntax import SafeError
@@ -196,7 +196,11 @@ def _extra(shown: Menu, draw: _Draw) -> dict[int, tuple[int, ...]]:
 def _repair(policy: Policy, shown: dict[str, Menu], draw: _Draw, step: int, temperature: float, seed: int) -> _Draw:
     one = shown[draw.task]
     name = f"{draw.name}+{step}"
-    chosen = policy.draw(one, temperature=temperature, seed=_entropy(seed, name), extra=_extra(one, draw))
+    failed = failing(written(one, draw.chosen), draw.verdict.problems)
+    known = frozenset(number for number, candidate in enumerate(one.candidates) if candidate in failed)
+    chosen = policy.draw(
+        one, temperature=temperature, seed=_entropy(seed, name), extra=_extra(one, draw), without=known
+    )
     return _Draw(name, draw.task, chosen)
 
 

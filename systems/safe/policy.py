@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 BUCKETS = 4096
 """Rows of the table of feature vectors; features share them by hash."""
 WIDTH = 24
-MOST_CLAUSES = 12
-"""Clauses of one loop in a draw."""
-_RIGHT, _HARMLESS = 3.0, 0.1
-"""Weights in training, where a candidate that does not hold has 1: a proof fails for one that is missing."""
+CERTAIN = 3.0
+"""The logit from which a candidate is in the greedy draw: one that does not hold spoils a proof, one that is not needed
+does no harm."""
+_RIGHT, _WRONG = 3.0, 3.0
+"""Weights in training of candidates that a proof needs, and of those that do not hold; the others have 1."""
 _WORD = re.compile(r"[A-Za-z_]\w*|\d+|==>|=~=|<=|>=|==|!=|&&|\|\||[^\s\w]")
 _KEPT = frozenset(
     (
@@ -64,7 +65,7 @@ class Example:
     menu: Menu
     right: frozenset[int]
     harmless: frozenset[int] = frozenset()
-    """Candidates outside the proof that hold as well: to draw them is no mistake that counts."""
+    """Candidates outside the proof that hold as well: what is needed often leans on them."""
     extra: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Further features of candidates: whether they were in the attempt, whether they failed, and what else did."""
 
@@ -183,25 +184,26 @@ def _triples(words: Sequence[str]) -> Iterator[str]:
     return (f"{a} {b} {c}" for a, b, c in zip(words, words[1:], words[2:], strict=False))
 
 
+def failing(sketch: Sketch, problems: Sequence[Diagnostic]) -> set[Candidate]:
+    """The candidates of an attempt that the verifier complained of."""
+    source = Source(sketch.text)
+    found = (sketch.at(source.offset(problem.line, problem.column)) for problem in problems)
+    return {one for one in found if one is not None}
+
+
 def complaint(
     shown: Menu, attempt: frozenset[int], sketch: Sketch, problems: Sequence[Diagnostic]
 ) -> dict[int, tuple[int, ...]]:
     """What the verifier said of an attempt, as further features of each candidate."""
     source = Source(sketch.text)
-    failing: set[Candidate] = set()
-    kinds: set[str] = set()
-    for problem in problems:
-        at = sketch.at(source.offset(problem.line, problem.column))
-        if at is None:
-            kinds.add(problem.kind)
-        else:
-            failing.add(at)
+    failed = failing(sketch, problems)
+    kinds = {one.kind for one in problems if sketch.at(source.offset(one.line, one.column)) is None}
     extra = {}
     for number, one in enumerate(shown.candidates):
-        names = ["repair", f"in {number in attempt}", f"failing {one in failing}"]
+        names = ["repair", f"in {number in attempt}", f"failing {one in failed}"]
         for kind in sorted(kinds):
             names += [f"kind {kind}", f"kind {kind} in {number in attempt} {one.why}", f"kind {kind} {one.place.kind}"]
-        names += [f"in {number in attempt} failing {one in failing} {one.why}"]
+        names += [f"in {number in attempt} failing {one in failed} {one.why}"]
         extra[number] = tuple(sorted({bucket(name) for name in names}))
     return extra
 
@@ -261,25 +263,24 @@ class Policy:
             return self.logits(own, [shown.around] * len(own)).numpy().astype(np.float64)
 
     def draw(
-        self, shown: Menu, *, temperature: float = 0.0, seed: int = 0, extra: dict[int, tuple[int, ...]] | None = None
-    ) -> frozenset[int]:
-        """A set of candidates: those more likely than not at temperature 0, else each by chance."""
+        self, shown: Menu, *, temperature: float = 0.0, seed: int = 0, extra: dict[int, tuple[int, ...]] | None = None,
+        without: frozenset[int] = frozenset(),
+    ) -> frozenset[int]:  # fmt: skip
+        """The candidates that surely hold; with a temperature, how sure they have to be and each one's score are left
+        to chance. `without`: candidates that are known not to hold.
+        """
         logits = self.scores(shown, extra)
-        chance = random.Random(seed)
-        taken: dict[int, list[int]] = {}
-        for number in np.argsort(-logits, kind="stable"):
-            one = shown.candidates[number]
-            if one.place.kind == "decreases":
-                continue
-            if temperature:
-                likely = chance.random() < 1 / (1 + np.exp(-np.clip(logits[number] / temperature, -50, 50)))
-            else:
-                likely = logits[number] > 0
-            place = taken.setdefault(one.place.offset, [])
-            if likely and len(place) < MOST_CLAUSES:
-                place.append(int(number))
+        least, noise = CERTAIN, np.zeros(len(logits))
+        if temperature:
+            chance = np.random.default_rng(seed)
+            least = CERTAIN + 4 * temperature * (chance.random() - 0.5)
+            noise = temperature * chance.logistic(size=len(logits))
         numbers = {one: number for number, one in enumerate(shown.candidates)}
-        chosen = {number for place in taken.values() for number in place}
+        chosen = {
+            number
+            for number, one in enumerate(shown.candidates)
+            if one.place.kind != "decreases" and logits[number] + noise[number] > least and number not in without
+        }
         chosen |= {numbers[s] for n in chosen if (s := shown.candidates[n].support) is not None and s in numbers}
         return frozenset(chosen)
 
@@ -323,7 +324,7 @@ def train(
     batch: int = 256,
     forget: float = 0.4,
 ) -> Policy:
-    """A policy trained from scratch: candidates of right proofs against the others, by binary cross-entropy, for
+    """A policy trained from scratch: candidates that hold against the others, by binary cross-entropy, for
     `epochs` or `least_steps`, whichever is more, each time with a share `forget` of the features left out, so that none
     is relied on alone. The same examples and seed give the same weights."""
     import torch
@@ -334,8 +335,8 @@ def train(
         for number, own in enumerate(example.menu.own):
             if example.menu.candidates[number].place.kind != "decreases":
                 features = (*own, *example.extra.get(number, ()))
-                label = float(number in example.right)
-                counts = _RIGHT if label else _HARMLESS if number in example.harmless else 1.0
+                label = float(number in example.right or number in example.harmless)
+                counts = _RIGHT if number in example.right else 1.0 if label else _WRONG
                 rows.append((features, example.menu.around, label, counts))
     if not rows:
         return policy
