@@ -106,16 +106,40 @@ def test_a_picture_shows_the_box_of_every_field(tmp_path):
         assert changed[min(y1 + 2, changed.shape[0] - 1), x0:x1].mean() > 0.5, one
 
 
-def test_gathering_joins_fragments_and_keeps_the_surest():
-    texts = ["12", "Mill", "No", "7", "Road", "9", "10"]
-    words = tuple(Word(text, (10 * k, 0, 10 * k + 8, 8)) for k, text in enumerate(texts))
-    tags = ["B-address", "I-address", "O", "B-invoice_no", "I-address", "B-total", "B-total"]
-    scores = np.array([0.9, 0.9, 0.9, 0.8, 0.7, 0.5, 0.6])
-    found = {one.name: one for one in gather(Page(words, (1.0, 1.0)), 0, tags, scores)}
+NAMES = bio(["address", "invoice_no", "total"])
+
+
+def gathered(rows):
+    """Fields of words given as (text, line, label, its probability); the rest of the probability is O's."""
+    boxes = [(10 * k, 20 * row, 10 * k + 8, 20 * row + 8) for k, (_, row, _, _) in enumerate(rows)]
+    words = tuple(Word(row[0], box, row[1]) for row, box in zip(rows, boxes, strict=True))
+    odds = np.zeros((len(rows), len(NAMES)))
+    for k, (_, _, label, share) in enumerate(rows):
+        odds[k, NAMES.index(label)] += share
+        odds[k, 0] += 1 - share
+    return {one.name: one for one in gather(Page(words, (1.0, 1.0)), 0, odds, NAMES)}
+
+
+def test_a_field_goes_on_further_down_past_other_words():
+    found = gathered([("12", 0, "B-address", 0.9), ("Mill", 0, "I-address", 0.9), ("No", 0, "O", 1.0),
+                      ("7", 0, "B-invoice_no", 0.9), ("Road", 1, "I-address", 0.7)])  # fmt: skip
     assert found["address"].text == "12 Mill Road"
-    assert found["address"].box == (0, 0, 48, 8)
+    assert found["address"].box == (0, 0, 48, 28)
     assert found["address"].score == pytest.approx(0.7)
+    assert found["invoice_no"].words == (3,)
+    assert "total" not in found
+
+
+def test_the_surest_of_two_stays_and_a_doubtful_word_between_two_sure_ones_belongs():
+    found = gathered([("9", 0, "B-total", 0.6), ("10", 1, "B-total", 0.8), ("1", 2, "B-address", 0.9),
+                      ("Old", 2, "I-address", 0.1), ("Lane", 2, "I-address", 0.9)])  # fmt: skip
     assert found["total"].text == "10"
+    assert found["address"].text == "1 Old Lane"
+
+
+def test_a_likely_word_is_taken_where_no_other_is_and_an_unlikely_one_never():
+    assert gathered([("9", 0, "B-total", 0.4), ("x", 0, "O", 1.0)])["total"].text == "9"
+    assert gathered([("9", 0, "B-total", 0.2), ("x", 0, "O", 1.0)]) == {}
 
 
 # ------------------------------------------------------------------------------------------------ long pages

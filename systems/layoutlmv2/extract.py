@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from systems.layoutlmv2.config import DocumentError, LayoutError
-from systems.layoutlmv2.finetune import Reader, predict_tags
+from systems.layoutlmv2.finetune import Reader, predict_odds
 from systems.layoutlmv2.pages import IMAGES, Box, Document, Engine, Page, read
 
+LEAST = 0.25
+"""Least probability of a word that a field takes in."""
 WEIGHTS = Path(__file__).with_name("weights")
 """The checkpoint that ships, made by `python -m systems.layoutlmv2.make_weights`."""
 
@@ -62,37 +64,81 @@ def extract(path: Path | str, model: Reader | None = None, ocr: Engine = "auto")
 
 def fields_of(document: Document, model: Reader) -> Iterator[Field]:
     """The fields of a document that was read already."""
-    for number, (page, (tags, scores)) in enumerate(
-        zip(document.pages, predict_tags(model, document.pages), strict=True)
-    ):
-        yield from gather(page, number, tags, scores)
+    for number, (page, odds) in enumerate(zip(document.pages, predict_odds(model, document.pages), strict=True)):
+        yield from gather(page, number, odds, model.names)
 
 
-def gather(page: Page, number: int, tags: Sequence[str], scores: np.ndarray) -> list[Field]:
-    """Fields from tags and their probabilities, one of each name.
+def gather(page: Page, number: int, odds: np.ndarray, names: Sequence[str]) -> list[Field]:
+    """Fields from the probabilities of labels, (words, labels), one field of each name.
 
-    An I- tag goes on with the last field of its name even where other words stand between in reading order, as they
-    do between the lines of an address beside a column.
+    A word belongs to a name when B- and I- of it together are likelier than any other name and than none; a name
+    without such words takes the likeliest word that belongs to no other, if it is `LEAST` likely. From its surest word
+    a field grows over neighbours of its line that are `LEAST` likely, and past a single doubtful word between two of
+    them; words that go on further down (I-), as the lines of an address do beside a column, are added in order.
     """
-    spans: dict[str, list[list[int]]] = {}
-    for k, tag in enumerate(tags):
-        kind, _, name = tag.partition("-")
-        if not name:
+    fields = sorted({name[2:] for name in names if name != "O"})
+    if not len(odds):
+        return []
+    columns = {name: k for k, name in enumerate(names)}
+    starts = np.stack([odds[:, columns[f"B-{name}"]] for name in fields], 1)
+    inner = np.stack([odds[:, columns[f"I-{name}"]] for name in fields], 1)
+    likely = starts + inner
+    owner = np.where(likely.max(1) > odds[:, columns["O"]], likely.argmax(1), -1)
+    found = []
+    for k, name in enumerate(fields):
+        p = likely[:, k]
+        free = (owner == -1) | (owner == k)
+        candidates = np.flatnonzero(owner == k)
+        if not candidates.size:
+            candidates = np.flatnonzero(free & (p >= LEAST))
+        if not candidates.size:
             continue
-        known = spans.setdefault(name, [])
-        if kind == "B" or not known:
-            known.append([k])
-        else:
-            known[-1].append(k)
-    fields = []
-    for name, candidates in spans.items():
-        best = max(candidates, key=lambda at: (float(np.mean(scores[at])), -at[0]))
-        boxes = np.array([page.words[k].box for k in best])
+        surest = int(candidates[p[candidates].argmax()])
+        at = _grown(page, surest, p, starts[:, k], free)
+        if (owner == k).any():
+            at = sorted({*at, *_going_on(page, at, owner == k, starts[:, k], inner[:, k])})
+        boxes = np.array([page.words[w].box for w in at])
         low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-        text = " ".join(page.words[k].text for k in best)
+        text = " ".join(page.words[w].text for w in at)
         box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
-        fields.append(Field(name, text, number, box, float(scores[best].min()), tuple(best)))
-    return sorted(fields, key=lambda one: one.words)
+        found.append(Field(name, text, number, box, float(p[at].min()), tuple(at)))
+    return sorted(found, key=lambda one: one.words)
+
+
+def _grown(page: Page, middle: int, p: np.ndarray, starts: np.ndarray, free: np.ndarray) -> list[int]:
+    """Words of one line around a sure one that belong to it."""
+    line = page.words[middle].line
+    at = [middle]
+    for step in (-1, 1):
+        k = middle
+        while True:
+            if step == -1 and starts[k] > 0.5:
+                break  # a sure beginning
+            near, beyond = k + step, k + 2 * step
+            if not 0 <= near < len(p) or page.words[near].line != line:
+                break
+            if step == 1 and starts[near] > 0.5:
+                break  # the beginning of another
+            bridged = 0 <= beyond < len(p) and page.words[beyond].line == line and free[beyond] and p[beyond] >= 0.5
+            if not bridged and (p[near] < LEAST or not free[near]):
+                break
+            at.append(near)
+            k = near
+    return at
+
+
+def _going_on(page: Page, at: Sequence[int], mine: np.ndarray, starts: np.ndarray, inner: np.ndarray) -> list[int]:
+    """Words further down, or further up before a beginning, that go on with a field."""
+    more = []
+    end, begins = max(at), mine & (starts > inner)
+    for k in np.flatnonzero(mine & (inner > starts)).tolist():
+        if k > end and not begins[end + 1 : k + 1].any():
+            more += [k]
+    if starts[min(at)] < 0.5:
+        before = np.flatnonzero(mine[: min(at)] & (starts[: min(at)] > inner[: min(at)]))
+        if before.size:
+            more += [k for k in range(int(before[-1]), min(at)) if mine[k]]
+    return more
 
 
 def documents(paths: Sequence[Path | str]) -> list[Path]:

@@ -212,21 +212,25 @@ def _outputs(reader: Reader, parts: Sequence[Window], size: int) -> list[Any]:
     return found
 
 
+def predict_odds(reader: Reader, pages: Sequence[Page], batch: int = 8, stride: int = 128) -> list[np.ndarray]:
+    """(words, labels) a page: the probability of each label for each word."""
+    stride = min(stride, reader.length // 4)
+    cut = [windows(page, reader.tokenizer, reader.length, stride, size=reader.cfg.image_size) for page in pages]
+    outputs = iter(_outputs(reader, [part for parts in cut for part in parts], batch))
+    found = []
+    for parts in cut:
+        logits = merge(parts, [next(outputs) for _ in parts])
+        odds = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
+        found.append(odds / odds.sum(-1, keepdims=True))
+    return found
+
+
 def predict_tags(
     reader: Reader, pages: Sequence[Page], batch: int = 8, stride: int = 128
 ) -> list[tuple[list[str], np.ndarray]]:
     """(tags, scores) a page: a tag a word, and its probability (words,)."""
-    stride = min(stride, reader.length // 4)
-    cut = [windows(page, reader.tokenizer, reader.length, stride, size=reader.cfg.image_size) for page in pages]
-    outputs = iter(_outputs(reader, [part for parts in cut for part in parts], batch))
-    found: list[tuple[list[str], np.ndarray]] = []
-    for parts in cut:
-        logits = merge(parts, [next(outputs) for _ in parts])
-        if not len(logits):
-            found.append(([], np.zeros(0)))
-            continue
-        odds = np.exp(logits - logits.max(-1, keepdims=True))
-        odds /= odds.sum(-1, keepdims=True)
+    found = []
+    for odds in predict_odds(reader, pages, batch, stride):
         best = odds.argmax(-1)
         found.append(([reader.names[k] for k in best], odds[np.arange(len(best)), best]))
     return found
