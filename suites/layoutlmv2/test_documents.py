@@ -63,8 +63,8 @@ def exact(folder, seeds, writer, suffix):
 
 
 def test_the_shipped_checkpoint_reads_invoices_from_pdf(tmp_path):
-    right, total = exact(tmp_path, range(6), write_pdf, ".pdf")
-    assert right >= 0.9 * total, f"{right} of {total}"
+    right, total = exact(tmp_path, range(10), write_pdf, ".pdf")
+    assert right >= 0.88 * total, f"{right} of {total}"
 
 
 @pytest.mark.slow

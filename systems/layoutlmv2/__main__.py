@@ -297,7 +297,7 @@ def _examples(given: argparse.Namespace, split: str) -> list[Any]:
 
     if given.data == "synth":
         shift = {"train": 500_000, "dev": 600_000}.get(split, 700_000)
-        return _synthetic(given.folder if given.folder.count(":") > 1 else f"{given.folder}:{shift}")
+        return _synthetic(f"{given.folder}:{shift}" if given.folder.count(":") == 1 else given.folder)
     if given.data not in DATASETS:
         raise InputError(f"data set {given.data!r}, expected one of {', '.join(DATASETS)} or synth")
     if given.data in ("sroie", "kleister-nda", "docvqa"):
