@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -191,6 +192,9 @@ def test_compressed_simulation_equals_full(name):
     prices = Prices(graph, machine)
     times, peaks = [], []
     for case in RECIPES:
+        dp, m = case[0], case[3]
+        if graph.samples < dp * m:
+            continue
         recipe = stages_of(graph, prices, *case)
         trace, estimate = simulate(recipe.program(graph).build(verify=False), machine), prices.estimate(recipe)
         times.append(estimate.seconds / trace.step_seconds)
@@ -286,6 +290,20 @@ def test_constraints_remove_candidates_and_lose_nothing(claim):
     assert sum(pruned.tried.values()) < sum(free.tried.values()) / 2
     assert all(n > 0 for n in pruned.removed.values())
     assert claim.holds(pruned.best.seconds / free.best.seconds)
+
+
+@pytest.mark.claim("superscaler/search-pruning")
+def test_constraints_make_the_search_cheaper(claim):
+    """What a user knows here: how many micro-batches, and that a stage is at most two devices wide."""
+    graph, machine = graph_of("gpt"), cluster()
+    seconds, tried = [], []
+    for rules in ([], [microbatches(4), divide(tp=[1, 2], dp=[1])]):
+        start = time.perf_counter()
+        found = search(graph, machine, constraints=rules)
+        seconds.append(time.perf_counter() - start)
+        tried.append(sum(found.tried.values()))
+    assert tried[1] < tried[0]
+    claim.report(seconds[0] / seconds[1], f"{tried[0]} variants, cuts and candidates without, {tried[1]} with")
 
 
 def test_constraints_hold():

@@ -185,7 +185,8 @@ def cut(
     gap: float = 0.01, known: float = inf, most: int = 60,
     lockstep: bool = False,
 ) -> Cut | None:  # fmt: skip
-    """The stages with the least (M - 1) slowest + total on `devices` devices; None where nothing fits.
+    """The stages with the least (M - 1) slowest + total on `devices` devices; None where nothing fits, or takes less
+    than what is known.
 
     lockstep: stages hold 2 s - 1 micro-batches instead of s. known: an objective that is reached elsewhere, above which
     nothing is looked for. gap: stop when the bound is as near.
@@ -200,6 +201,8 @@ def cut(
     work = float(np.min([v.seconds * v.devices for v in variants], 0).sum())
     low = max(float(fastest.max()), work / devices)
     high = max(float(v.seconds.sum()) for v in variants) * (1 + 1e-9)
+    if weight:  # a slower stage alone would take longer than what is known
+        high = max(min(high, known / weight), low)
     best: Cut | None = None
     tried = 0
 

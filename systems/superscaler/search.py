@@ -125,6 +125,7 @@ class _Search:
         self.tried = {"variants": 0, "cuts": 0, "candidates": 0}
         self.seconds = {"variants": 0.0, "cuts": 0.0, "estimates": 0.0, "simulation": 0.0}
         self.candidates: list[Candidate] = []
+        self.kept: dict[tuple[int, int, float], list[_Way]] = {}
         self.bounds: list[float] = []
         self.memory = cluster.memory
         self.recycled = max(passes_of(graph).values(), default=0) > 0
@@ -226,31 +227,38 @@ class _Search:
         ]
 
     def everything(self) -> None:
-        """Every candidate of the space."""
-        for m in self.counts():
-            for zero in sorted({*self.space.zero, *self.space.pipelined_zero}):
-                # The first stage of ZeRO takes no more time and less memory, so plans without it are not missed.
-                if zero == 0 and 1 in self.space.zero:
+        """Every candidate of the space; first those of one shape, since what they reach rules most others out."""
+        # The first stage of ZeRO takes no more time and less memory, so plans without it are not missed.
+        stages = sorted({*self.space.zero, *self.space.pipelined_zero} - ({0} if 1 in self.space.zero else set()))
+        pairs = [(m, zero) for m in self.counts() for zero in stages]
+        alike: list[tuple[float, int, int, _Way, int]] = []
+        for m, zero in pairs:
+            for way in self.ways(m, zero):
+                alone = way.spread.devices == self.devices
+                if alone and zero not in self.space.zero:
                     continue
-                ways = self.ways(m, zero)
-                alone = zero in self.space.zero
-                piped = self.space.pipeline != "none" and zero in self.space.pipelined_zero
-                piped = piped and (self.space.recycled or not self.recycled)
-                if alone:
-                    for way in ways:
-                        if way.spread.devices == self.devices:
-                            self.consider(m, zero, [way], most_stages=1)
-                if piped:
-                    for way in [w for w in ways if w.how != "best" and not w.parts]:
-                        if way.spread.devices < self.devices:
-                            self.consider(m, zero, [way])
-                    if self.space.pipeline == "free":
-                        self.consider(m, zero, ways, free=True)
-                if self.space.interlaced and piped and zero <= 1:
-                    self.interlace(m, zero)
+                if not alone and (not self.piped(zero) or way.how == "best" or way.parts):
+                    continue
+                least = _least([self.merged(way.variant)[0]], self.devices, m, self.memory)
+                alike.append((least, m, zero, way, 1 if alone else 64))
+        for _, m, zero, way, most in sorted(alike, key=lambda a: a[0]):
+            self.consider(m, zero, [way], most_stages=most)
+        for m, zero in pairs:
+            if self.space.interlaced and self.piped(zero) and zero <= 1:
+                self.interlace(m, zero)
+        for m, zero in pairs:
+            if self.space.pipeline == "free" and self.piped(zero):
+                self.consider(m, zero, self.ways(m, zero), free=True)
+
+    def piped(self, zero: int) -> bool:
+        """Whether the space has pipelines beside a stage of ZeRO, for a graph whose blocks run so often."""
+        pipelined = self.space.pipeline != "none" and zero in self.space.pipelined_zero
+        return pipelined and (self.space.recycled or not self.recycled)
 
     def ways(self, m: int, zero: int) -> list[_Way]:
         """The ways to run a stage; those that another beats in every unit are left out."""
+        if (m, zero, self.memory) in self.kept:
+            return self.kept[m, zero, self.memory]
         start = time.perf_counter()
         found: list[_Way] = []
         prices = self.prices
@@ -270,7 +278,7 @@ class _Search:
                     if kept != "none":
                         found += self.shards(spread, m, zero, kept)
         self.tried["variants"] += len(found)
-        kept_ways = _undominated(found)
+        kept_ways = self.kept[m, zero, self.memory] = _undominated(found)
         self.seconds["variants"] += time.perf_counter() - start
         return kept_ways
 
@@ -320,15 +328,22 @@ class _Search:
             return
         best = min((c.seconds for c in self.candidates), default=inf)
         merged = [self.merged(w.variant) for w in ways]
+        variants = [v for v, _ in merged]
+        judged = free or self.space.pipeline != "free"
+        least = _least(variants, self.devices, m, self.memory)
+        if least >= best * (1 - self.gap):
+            if judged:
+                self.bounds.append(least)
+            return
         start = time.perf_counter()
-        found = cut(
-            [v for v, _ in merged], self.devices, m, self.memory, most_stages=most_stages, gap=self.gap, known=best
-        ) if _possible([v for v, _ in merged], self.devices, m, best) else None  # fmt: skip
+        found = cut(variants, self.devices, m, self.memory, most_stages=most_stages, gap=self.gap, known=best)
         self.tried["cuts"] += 1
         self.seconds["cuts"] += time.perf_counter() - start
         if found is None:
+            if judged and best < inf:
+                self.bounds.append(best)
             return
-        if free or self.space.pipeline != "free":
+        if judged:
             self.bounds.append(found.bound)
         self.add(self.recipe(found, ways, m, zero, merged[0][1]))
 
@@ -460,11 +475,12 @@ def _powers(most: int) -> list[int]:
     return found
 
 
-def _possible(variants: Sequence[Variant], devices: int, m: int, best: float) -> bool:
-    """Whether a cut could beat a known step: device-seconds and units spread without loss."""
-    work = float(np.min([v.seconds * v.devices for v in variants], 0).sum())
-    fastest = np.min([v.seconds for v in variants], 0)
-    return (m - 1) * max(work / devices, float(fastest.max())) + float(fastest.sum()) < best
+def _least(variants: Sequence[Variant], devices: int, m: int, memory: float) -> float:
+    """No cut takes less: units that fit alone, each at its fastest, and their device-seconds spread without loss."""
+    fits = [v.fixed + v.flying + v.transient <= memory for v in variants]
+    seconds = np.min([np.where(fit, v.seconds, inf) for v, fit in zip(variants, fits, strict=True)], 0)
+    work = np.min([np.where(fit, v.seconds * v.devices, inf) for v, fit in zip(variants, fits, strict=True)], 0)
+    return (m - 1) * max(float(work.sum()) / devices, float(seconds.max())) + float(seconds.sum())
 
 
 def _undominated(ways: Sequence[_Way]) -> list[_Way]:
