@@ -379,6 +379,66 @@ def test_forward_on_a_gpu(measure, monkeypatch, device):
     speed.over("transformers").at_least(2.5)
 
 
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"])
+def test_training_step_on_a_gpu(measure, monkeypatch, device):
+    """Ours with the gradients of the tables, in bfloat16; peak memory beside the time."""
+    cfg = BASE.with_(dropout=0.0, attention_dropout=0.0)
+    batch = random_batch(cfg, 16, 512).to(device)
+    model = scaled(TokenTagger(cfg, 7)).to(device).train()
+    peer = twin(monkeypatch, model, "LayoutLMv2ForTokenClassification", 7).to(device).train()
+
+    def step(run, owner):
+        def go():
+            owner.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = run()[batch.mask].float().square().mean()
+            loss.backward()
+            return loss.detach()
+
+        return go
+
+    contenders = {
+        "maat": step(lambda: model(batch), model),
+        "transformers": step(lambda: peer(**inputs(batch)).logits, peer),
+    }
+    peaks = []
+    for run in contenders.values():
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peaks.append(torch.cuda.max_memory_allocated())
+    measure.record("peak memory over the peer's", peaks[0] / peaks[1], "1", better="lower")
+    speed = measure.versus(contenders, check=close(0.1), work=16.0 * 561, unit="sample/s")
+    speed.over("transformers").at_least(2)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"])
+@pytest.mark.parametrize("length", [561, 1024, 2048])
+def test_attention_without_a_bias_tensor_on_a_gpu(measure, device, length):
+    """FlexAttention and the Triton kernel beside SDPA with the bias made first."""
+    draw = torch.Generator().manual_seed(0)
+    spatial = scaled(LayoutLMv2(BASE.with_(layers=0, max_positions=2048, image=False))).encoder.spatial.to(device)
+    box = torch.randint(0, 1001, (4, length, 4), generator=draw).to(device)
+    pos = torch.arange(length, device=device).expand(4, -1)
+    mask = torch.ones(4, length, dtype=torch.bool, device=device)
+    q, k, v = torch.randn(3, 4, 12, length, 64, generator=draw).to(device, torch.bfloat16)
+    relative = spatial.relative(pos, box, mask)
+    speed = measure.versus(
+        {
+            "triton": no_grad(lambda: attend(q, k, v, relative, "triton").float()),
+            "flex": no_grad(lambda: attend(q, k, v, relative, "flex").float()),
+            "sdpa and the bias": no_grad(lambda: attend(q, k, v, spatial(pos, box, mask)).float()),
+        },
+        check=close(0.05), work=4.0 * 4 * length**2 * 768, unit="FLOP/s",
+    )  # fmt: skip
+    best = "flex" if speed.strongest("sdpa and the bias") == "flex" else "triton"
+    if length >= 1024:
+        speed.over("sdpa and the bias", of=best).at_least(1)
+
+
 def test_the_stand_in_keeps_out_of_the_way(monkeypatch):
     import sys
 

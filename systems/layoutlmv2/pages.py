@@ -416,18 +416,38 @@ def draw(page: Page, fields: Sequence[Field]) -> Image.Image:
     else:
         picture = Image.new("RGB", (900, max(1, round(900 * height / width))), "white")
     pen = ImageDraw.Draw(picture, "RGBA")
-    size = max(9, round(picture.height / 75))
+    size = max(9, round(picture.height / 90))
     font = ImageFont.load_default(size)
     names = sorted({one.name for one in fields})
+    taken = [_scaled(word.box, picture) for word in page.words]
     for one in fields:
         colour = _COLOURS[names.index(one.name) % len(_COLOURS)]
-        x0, x1 = (v * picture.width / GRID for v in (one.box[0], one.box[2]))
-        y0, y1 = (v * picture.height / GRID for v in (one.box[1], one.box[3]))
+        x0, y0, x1, y1 = _scaled(one.box, picture)
         pen.rectangle((x0 - 3, y0 - 2, x1 + 3, y1 + 2), outline=colour, width=2, fill=colour + "22")
         tag = one.name.replace("_", " ")
-        wide = pen.textlength(tag, font=font)
-        at = min(max(x0 - 3, 0), max(picture.width - wide - 6, 0))
-        top = y0 - size - 7 if y0 > size + 7 else y1 + 3
-        pen.rectangle((at, top, at + wide + 6, top + size + 4), fill=colour)
-        pen.text((at + 3, top + 1), tag, fill="white", font=font)
+        wide, high = pen.textlength(tag, font=font) + 6, size + 4
+        middle = (y0 + y1 - high) / 2
+        places = [(x1 + 6, middle), (x0 - wide - 6, middle), (x0 - 3, y0 - high - 3), (x0 - 3, y1 + 3),
+                  (x1 - wide + 3, y0 - high - 3)]  # fmt: skip
+        spots = [(x, y, x + wide, y + high) for x, y in places]
+        x, y, right, low = min(spots, key=lambda spot: _covered(spot, taken, picture))
+        taken.append((x, y, right, low))
+        pen.rectangle((x, y, right, low), fill=colour)
+        pen.text((x + 3, y + 1), tag, fill="white", font=font)
     return picture
+
+
+def _scaled(box: Box, picture: Image.Image) -> tuple[float, float, float, float]:
+    x0, x1 = (v * picture.width / GRID for v in (box[0], box[2]))
+    y0, y1 = (v * picture.height / GRID for v in (box[1], box[3]))
+    return x0, y0, x1, y1
+
+
+def _covered(
+    spot: tuple[float, float, float, float], taken: Sequence[tuple[float, float, float, float]], picture: Image.Image
+) -> float:  # fmt: skip
+    """How much of a spot is taken or off the picture, in pixels."""
+    x0, y0, x1, y1 = spot
+    inside = max(0.0, min(x1, picture.width) - max(x0, 0)) * max(0.0, min(y1, picture.height) - max(y0, 0))
+    shared = (max(0.0, min(x1, c) - max(x0, a)) * max(0.0, min(y1, d) - max(y0, b)) for a, b, c, d in taken)
+    return (x1 - x0) * (y1 - y0) - inside + sum(shared)
