@@ -227,7 +227,24 @@ class _Search:
         ]
 
     def everything(self) -> None:
-        """Every candidate of the space; first those of one shape, since what they reach rules most others out."""
+        """Every candidate of the space, with what searches of the spaces that it contains find: so it never loses."""
+        for space in SPACES.values():
+            if space.name != self.space.name and space.within(self.space):
+                inner = _Search(
+                    self.graph, self.cluster, self.devices, space, self.constraints, None, self.recompute, self.gap,
+                    self.prices,
+                )  # fmt: skip
+                inner.memory = self.memory
+                inner.own()
+                self.candidates += inner.candidates
+                for what, n in inner.tried.items():
+                    self.tried[what] += n
+                for what, seconds in inner.seconds.items():
+                    self.seconds[what] += seconds
+        self.own()
+
+    def own(self) -> None:
+        """The space's candidates; first those of one shape, since what they reach rules most others out."""
         # The first stage of ZeRO takes no more time and less memory, so plans without it are not missed.
         stages = sorted({*self.space.zero, *self.space.pipelined_zero} - ({0} if 1 in self.space.zero else set()))
         pairs = [(m, zero) for m in self.counts() for zero in stages]

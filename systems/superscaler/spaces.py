@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from systems.superscaler.errors import InvalidPlan
 from systems.superscaler.graph import Op
@@ -34,6 +34,19 @@ class Space:
     def __post_init__(self) -> None:
         if self.pipeline not in ("none", "uniform", "free"):
             raise InvalidPlan(f"pipeline {self.pipeline!r}: expected none, uniform or free")
+
+    def within(self, other: Space) -> bool:
+        """Whether all its plans are plans of another space."""
+        widths = ("none", "uniform", "free")
+        return (
+            widths.index(self.pipeline) <= widths.index(other.pipeline)
+            and {*self.intra} <= {*other.intra}
+            and {*self.zero} <= {*other.zero}
+            and (self.pipeline == "none" or {*self.pipelined_zero} <= {*other.pipelined_zero})
+            and self.co_shard <= other.co_shard
+            and self.interlaced <= other.interlaced
+            and self.recycled <= other.recycled
+        )
 
 
 SPACES = {
@@ -87,8 +100,3 @@ def microbatches(*counts: int) -> Constraint:
 def together(*names: str) -> Constraint:
     """Blocks that stay in one stage, with all between them."""
     return Constraint(together=names)
-
-
-def without_new(space: Space) -> Space:
-    """A space without the new plans."""
-    return replace(space, co_shard=False, interlaced=False, recycled=False)
