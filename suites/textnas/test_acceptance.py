@@ -32,11 +32,9 @@ from systems.textnas.controller import Controller, Reinforce
 from systems.textnas.data import Splits
 from systems.textnas.draw import draw, draw_curves, operations_by_depth
 from systems.textnas.minibench import EPOCHS, SEEDS, SPACE, arch_of, build, kendall, regret
-from systems.textnas.minibench import FILE as TABLE  # TABLE-SKIP
 from systems.textnas.space import OPS
 from systems.textnas.vocabulary import Vocabulary
 
-pytestmark_table = pytest.mark.skipif(not TABLE.exists(), reason="being built")  # TABLE-SKIP
 GLOVE = "textnas/glove.840B.300d.txt"
 
 
@@ -417,7 +415,6 @@ def test_enas_controller_learns():
 # ------------------------------------------------------------------------------------------------ mini benchmark
 
 
-@pytestmark_table
 def test_the_mini_benchmark_holds_every_architecture():
     bench = MiniBench.load()
     assert len(bench.table) == SPACE.size() * SEEDS * EPOCHS == 512 * 12
@@ -431,7 +428,6 @@ def test_the_mini_benchmark_holds_every_architecture():
     assert {"code", "data", "vectors", "command"} <= set(bench.about)
 
 
-@pytestmark_table
 def test_the_mini_benchmark_tells_architectures_from_noise():
     """The spread between architectures is more than that between seeds of one, and early epochs foretell the end."""
     bench = MiniBench.load()
@@ -442,7 +438,6 @@ def test_the_mini_benchmark_tells_architectures_from_noise():
     assert taus[-1] > taus[0] > 0.1
 
 
-@pytestmark_table
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_minibench_regret():
@@ -452,7 +447,6 @@ def test_minibench_regret():
     assert np.median(evolution) <= np.median(chance)
 
 
-@pytestmark_table
 def test_regret_falls_and_ends_at_zero_for_all_that_can_be_asked():
     bench = MiniBench.load()
     lost = regret(bench, "random", 48, 4)
@@ -463,7 +457,6 @@ def test_regret_falls_and_ends_at_zero_for_all_that_can_be_asked():
     assert bench.final()[bench.number(best)] == bench.final().max()
 
 
-@pytestmark_table
 @pytest.mark.slow
 def test_a_table_is_built_in_parts_and_equals_what_is_shipped(data, tmp_path):
     """The first architectures, trained anew: near the shipped rows, since another processor rounds otherwise."""
