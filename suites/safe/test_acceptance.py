@@ -101,9 +101,11 @@ def test_cheats_are_refused_and_the_honest_pass(data, claim):
 
 
 @whole
-@pytest.mark.claim("safe/s1-search-development")
+@pytest.mark.claim("safe/s1-search-development", "safe/s1")
 def test_search_proves_the_development_tasks(data, claim, whole):
-    """Every fifteenth task in the plain run. Each proof is verified from its text and passes the gate."""
+    """Every fifteenth task in the plain run. Each proof is verified from its text and passes the gate. The paper's own
+    tasks are those of MBPP, of SV-COMP (Diffy here) and of the tutorial (Misc here).
+    """
     tasks = rows(data("safe/verus_bench_dev.jsonl"))[:: 1 if whole else 15]
     proofs = list(prove_many([task["task"] for task in tasks], edition=EDITION))
     for task, proof in zip(tasks, proofs, strict=True):
@@ -111,4 +113,8 @@ def test_search_proves_the_development_tasks(data, claim, whole):
             assert verify(proof.program, edition=EDITION).ok, task["task_id"]
             assert gate(task["task"], proof.program) == [], task["task_id"]
     unproved = [task["task_id"] for task, proof in zip(tasks, proofs, strict=True) if not proof.ok]
-    assert claim.holds(100 * (len(tasks) - len(unproved)) / len(tasks)), unproved
+    paper = [task["task_id"] for task in tasks if task["source"] != "CloverBench"]
+    assert not claim.misses({
+        "s1-search-development": 100 * (len(tasks) - len(unproved)) / len(tasks),
+        "s1": 100 * (1 - len(set(unproved) & set(paper)) / len(paper)),
+    }), unproved  # fmt: skip
