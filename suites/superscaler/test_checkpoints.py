@@ -86,6 +86,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         alone(tmp_path / "missing.pt", 1)
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_load_stops_all(tmp_path):
     (tmp_path / "c.pt").write_bytes(b"nonsense")
     with pytest.raises(RankFailure, match="is no checkpoint"):
