@@ -199,14 +199,16 @@ def fit(
     seed: int = 0, schedule: Schedule = "cosine", device: torch.device | str | None = None, batch: int = BATCH,
     l2: float = L2, select: Literal["best", "last"] = "best", checks: Iterable[float] | None = None,
     half: bool = False, watch: Callable[[], object] | None = None, teacher: nn.Module | None = None,
+    eps: float = ADAM_EPS,
 ) -> Result:  # fmt: skip
     """Train `net` in place, and leave it with the weights that were selected.
 
     data, valid: encoded sets, or batches made before. select: the weights of the best validation accuracy, or the
     last. checks: after which examples to validate, by default after each pass and at the end; `watch` is called then.
-    half: bfloat16 on a GPU. teacher: a network whose softened answers count as much as the labels. One seed decides
-    the order of batches and dropout. A loss that is not finite ends the training; the result says `diverged`. Raises
-    BudgetError where the budget is below one batch, DataError where there is nothing to learn.
+    half: bfloat16 on a GPU. teacher: a network whose softened answers count as much as the labels. eps: of Adam, by
+    default as published. One seed decides the order of batches and dropout. A loss that is not finite ends the
+    training; the result says `diverged`. Raises BudgetError where the budget is below one batch, DataError where there
+    is nothing to learn.
     """
     batches = data if isinstance(data, Batches) else Batches(data, batch)
     rows = len(batches.data)
@@ -221,7 +223,7 @@ def fit(
     def spent() -> float:
         return time.process_time() - cpu if place.type == "cpu" else time.perf_counter() - wall
 
-    optimizer = Adam(net, lr, l2)
+    optimizer = Adam(net, lr, l2, eps)
     curve: list[Point] = []
     best: tuple[float, dict[str, Tensor]] | None = None
     examples, diverged = 0, False
