@@ -61,9 +61,9 @@ def misread(text: str, random: np.random.Generator) -> str:
     return text
 
 
-def pages(first: int, count: int, number: int) -> list[Example]:
-    """`count` new pages of pass `first + number`."""
-    return [page(FIRST + (first + number) * count + k) for k in range(count)]
+def pages(count: int, number: int) -> list[Example]:
+    """`count` new pages of pass `number`."""
+    return [page(FIRST + number * count + k) for k in range(count)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--state", type=Path, help="where to keep the run's state; default OUT/../make_weights.state")
-    parser.add_argument("--phases", type=int, default=2, help="later ones are half as long and half as fast")
+    parser.add_argument("--state", type=Path, default=Path("runs/make_weights.state"), help="of an interrupted run")
+    parser.add_argument("--stop-at", type=int, help="stop early at this step, as if interrupted")
     given = parser.parse_args(arguments)
 
     torch.manual_seed(0)
@@ -91,19 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"step {step}/{given.steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", file=sys.stderr)
 
     count = 32 * given.batch  # for 64 batches: making a page costs a fifth of learning from it
-    state = given.state or given.out.parent / "make_weights.state"
-    for phase in range(given.phases):
-        fresh = partial(pages, phase * 1000, count)  # other phases show other pages
-        fit(
-            reader, fresh(0), steps=given.steps >> phase, lr=given.lr / 2**phase, batch=given.batch, seed=phase,
-            table_rate=FROM_SCRATCH / 2**phase, save_every=250, progress=progress, refresh=fresh,
-            state=state.with_name(f"{state.name}-{phase}"),
-        )  # fmt: skip
+    history = fit(
+        reader, pages(count, 0), steps=given.steps, lr=given.lr, batch=given.batch, table_rate=FROM_SCRATCH,
+        refresh=partial(pages, count), state=given.state, save_every=250, stop_at=given.stop_at, progress=progress,
+    )  # fmt: skip
     value, _ = evaluate_reader(reader, dev)
     reader.save(given.out, torch.float16)
     (given.out / "model.safetensors").replace(given.out / "small.safetensors")
     size = sum(file.stat().st_size for file in given.out.iterdir()) / 2**20
-    print(f"{given.out}: F1 {value:.4f} on {len(dev)} unseen pages, {size:.1f} MiB")
+    print(f"{given.out}: step {history.steps}, F1 {value:.4f} on {len(dev)} unseen pages, {size:.1f} MiB")
     return 0
 
 
