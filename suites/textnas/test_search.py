@@ -316,7 +316,7 @@ def test_the_published_update_is_the_default():
     drawn = controller.sample(1, torch.Generator().manual_seed(0))
     reinforce.baseline = 0.5
     baseline = reinforce.update(drawn, [0.9])
-    reward = 0.9 + 1e-4 * float(drawn.entropy)
+    reward = 0.9 + 1e-4 * float(drawn.entropy.detach())
     assert baseline == pytest.approx(0.99 * 0.5 + 0.01 * reward, abs=1e-6)
     again = Controller(space, seed=0)
     scored = again.score(drawn.archs)
