@@ -25,34 +25,15 @@ def official_f1(claim_name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.claim("layoutlmv2/funsd")
-def test_funsd(claim):
-    assert claim.holds(official_f1("funsd"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.claim("layoutlmv2/funsd-large")
-def test_funsd_large(claim):
-    assert claim.holds(official_f1("funsd-large"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.claim("layoutlmv2/cord")
-def test_cord(claim):
-    assert claim.holds(official_f1("cord"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.claim("layoutlmv2/cord-large")
-def test_cord_large(claim):
-    assert claim.holds(official_f1("cord-large"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.claim("layoutlmv2/sroie")
-def test_sroie(claim):
-    assert claim.holds(official_f1("sroie"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("funsd", marks=pytest.mark.claim("layoutlmv2/funsd")),
+        pytest.param("funsd-large", marks=pytest.mark.claim("layoutlmv2/funsd-large")),
+        pytest.param("cord", marks=pytest.mark.claim("layoutlmv2/cord")),
+        pytest.param("cord-large", marks=pytest.mark.claim("layoutlmv2/cord-large")),
+        pytest.param("sroie", marks=pytest.mark.claim("layoutlmv2/sroie")),
+    ],
+)
+def test_public_weights_reach_the_published_figure(claim, name):
+    assert claim.holds(official_f1(name))

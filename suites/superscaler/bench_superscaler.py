@@ -73,18 +73,13 @@ def test_plans(measure):
         measure.record(f"step_{name}", slowest[1:], "s")
 
 
-def ours_and_ddp(plan, rounds):
-    from torch.nn.parallel import DistributedDataParallel
-
-    sample = sample_of()
-    rank = torch.distributed.get_rank()
-    runner = Runner(plan, copy.deepcopy(sample.model), SGD)
-    model = DistributedDataParallel(copy.deepcopy(sample.model))
+def data_parallel_step(model, sample, rank):
+    """A step of a wrapped model on this rank's share of the batch, and the mean loss of all ranks."""
     optimizer = SGD(model.parameters())
     share = len(sample.batch[0]) // RANKS
     own = [x[rank * share : (rank + 1) * share] for x in sample.batch]
 
-    def theirs():
+    def step():
         optimizer.zero_grad()
         loss = model(*own)
         loss.backward()
@@ -93,7 +88,18 @@ def ours_and_ddp(plan, rounds):
         torch.distributed.all_reduce(total)
         return total / RANKS
 
-    return interleaved(lambda: runner.step(sample.batch), theirs, rounds)
+    return step
+
+
+
+def ours_and_ddp(plan, rounds):
+    from torch.nn.parallel import DistributedDataParallel
+
+    sample = sample_of()
+    rank = torch.distributed.get_rank()
+    runner = Runner(plan, copy.deepcopy(sample.model), SGD)
+    model = DistributedDataParallel(copy.deepcopy(sample.model))
+    return interleaved(lambda: runner.step(sample.batch), data_parallel_step(model, sample, rank), rounds)
 
 
 def ours_and_dtensor(plan, rounds):
@@ -130,20 +136,7 @@ def ours_and_fsdp(plan, rounds):
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer = SGD(model.parameters())
-    share = len(sample.batch[0]) // RANKS
-    own = [x[rank * share : (rank + 1) * share] for x in sample.batch]
-
-    def theirs():
-        optimizer.zero_grad()
-        loss = model(*own)
-        loss.backward()
-        optimizer.step()
-        total = loss.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total / RANKS
-
-    return interleaved(lambda: runner.step(sample.batch), theirs, rounds)
+    return interleaved(lambda: runner.step(sample.batch), data_parallel_step(model, sample, rank), rounds)
 
 
 class Front(torch.nn.Module):

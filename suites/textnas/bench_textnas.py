@@ -109,11 +109,6 @@ def test_a_supernet_step_beside_the_published_one(measure, data, claim):
         claim.report(SEARCH_EXAMPLES / rate / 3600, "hours for the published 150 epochs on one thread of this CPU")
 
 
-@pytest.mark.slow
-def test_a_supernet_step_beside_nni():
-    pytest.skip("nni 3.0 pins versions of filelock, typeguard and lightning that nothing else here can live with")
-
-
 def test_controller_sampling(measure):
     """100 architectures of 24 layers, drawn together and one by one; each draw's log-probability is rescored."""
     controller = Controller(Space(24), seed=0)

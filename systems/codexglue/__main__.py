@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     trained.add_argument("--words", nargs="+", help="candidate words of a cloze that is built from --code")
     trained.add_argument("--size", default="tiny", help="tiny and small for a CPU, base as in the paper (default tiny)")
     trained.add_argument("--start", help="weights to start from: a folder, or a name such as microsoft/codebert-base")
-    trained.add_argument("--minutes", type=float, help="default 10, where no --steps are given")
+    trained.add_argument("--minutes", type=float, help="default: the paper's epochs for base size, else 10")
     trained.add_argument("--steps", type=int, help="a number of steps: the same result each time")
     trained.add_argument("--seed", type=int, default=0)
     trained.add_argument("--device", default="cpu")
@@ -216,12 +216,16 @@ def _fetch(given: argparse.Namespace) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
-    from systems.codexglue.recipes import model_for, train_model
+    from systems.codexglue.recipes import model_for, paper_budget, train_model
     from systems.codexglue.training import Budget
 
     rows = _rows_to_train_on(given)
-    minutes = given.minutes if given.minutes is not None or given.steps is not None else 10.0
-    budget = Budget(steps=given.steps, minutes=minutes)
+    budget = None
+    if given.minutes is not None or given.steps is not None:
+        budget = Budget(steps=given.steps, minutes=given.minutes)
+    elif given.start or given.size == "base":
+        budget = paper_budget(given.name, len(rows))
+    budget = budget or Budget(minutes=10.0)
     model = model_for(given.name, rows, size=given.size, start=given.start, seed=given.seed).to(given.device)
     done = train_model(given.name, model, rows, budget, seed=given.seed, folder=given.out, progress=True)
     model.save(given.out)

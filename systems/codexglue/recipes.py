@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from systems.codexglue.data import Row
-from systems.codexglue.models import CausalLM, Encoder, Model, ModelError, Objective, Seq2Seq
+from systems.codexglue.models import CausalLM, Encoder, Model, ModelError, Objective, Seq2Seq, size_named
 from systems.codexglue.tasks import TASKS, task
 from systems.codexglue.training import Budget, Recipe, Training
 
@@ -26,14 +27,13 @@ END_OF_LINE = "<EOL>"
 
 @dataclass(frozen=True)
 class How:
-    """objective: of an encoder; base: the paper's rates for its base-size models; epochs of the paper where it gives
-    them; beam: width of its search.
+    """objective: of an encoder; base: the paper's rates for its base-size models; epochs: of the paper, where it gives
+    them.
     """
 
     base: Recipe
     objective: Objective | None = None
     epochs: int | None = None
-    beam: int = 1
 
 
 PAPER: Mapping[str, How] = {
@@ -47,15 +47,14 @@ PAPER: Mapping[str, How] = {
     "code_completion_token": How(Recipe(lr=8e-5, batch=8, length=1024, weight_decay=0.01), epochs=5),
     "code_completion_line": How(Recipe(lr=8e-5, batch=8, length=1024, weight_decay=0.01), epochs=5),
     "text_to_code": How(Recipe(lr=5e-5, batch=8, length=512, weight_decay=0.01), epochs=30),
-    "code_translation": How(Recipe(lr=5e-5, batch=16, length=512), beam=5),
-    "code_refinement": How(Recipe(lr=5e-5, batch=16, length=256), beam=5),
-    "code_summarization": How(Recipe(lr=5e-5, batch=32, length=256), epochs=10, beam=10),
-    "doc_translation": How(Recipe(lr=5e-5, batch=32, length=256), beam=5),
+    "code_translation": How(Recipe(lr=5e-5, batch=16, length=512)),
+    "code_refinement": How(Recipe(lr=5e-5, batch=16, length=256)),
+    "code_summarization": How(Recipe(lr=5e-5, batch=32, length=256), epochs=10),
+    "doc_translation": How(Recipe(lr=5e-5, batch=32, length=256)),
 }
 """By task, as the paper's appendix gives them; the sizes that a CPU trains have rates of their own."""
 
 _SMALL = Recipe(batch=32, length=160)
-_SMALLER_BATCH = {"causal": 16}
 
 
 def fits(name: str) -> How:
@@ -66,15 +65,19 @@ def fits(name: str) -> How:
     return PAPER[name]
 
 
+def paper_budget(name: str, rows: int) -> Budget | None:
+    """The steps of the paper's epochs over so many rows; None where it gives no epochs."""
+    how = fits(name)
+    return None if how.epochs is None else Budget(steps=how.epochs * math.ceil(rows / how.base.batch))
+
+
 def _recipe(name: str, size: str, lr: float) -> Recipe:
     how = fits(name)
     if size == "base":
         return how.base
-    family = TASKS[name].baseline
-    return replace(
-        _SMALL, lr=lr, batch=_SMALLER_BATCH.get(family, _SMALL.batch), weight_decay=how.base.weight_decay,
-        length=min(how.base.length, 256 if family == "causal" else _SMALL.length),
-    )  # fmt: skip
+    if TASKS[name].baseline == "causal":
+        return Recipe(lr, batch=16, length=min(how.base.length, 256), weight_decay=how.base.weight_decay)
+    return replace(_SMALL, lr=lr, length=min(how.base.length, _SMALL.length))
 
 
 # --------------------------------------------------------------------------------------------- rows, as a model reads
@@ -118,10 +121,15 @@ def _labels(name: str, rows: Sequence[Row]) -> list[Any]:
 def _pairs(name: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Sources and targets of a rewriting."""
     if name == "code_summarization":
-        return [_words(row, "code_tokens", "code") for row in rows], [
-            _words(row, "docstring_tokens", "docstring") for row in rows
-        ]
-    return [row["source"] for row in rows], [row.get("target", "") for row in rows]
+        return _sources(name, rows), [_words(row, "docstring_tokens", "docstring") for row in rows]
+    return _sources(name, rows), [row["target"] for row in rows]
+
+
+def _sources(name: str, rows: Sequence[Row]) -> list[str]:
+    """What a rewriting reads."""
+    if name == "code_summarization":
+        return [_words(row, "code_tokens", "code") for row in rows]
+    return [row["source"] for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -131,8 +139,6 @@ def model_for(
     name: str, rows: Sequence[Row], *, size: str = "tiny", start: str | None = None, seed: int = 0
 ) -> Model:
     """An untrained model for a task. start: a folder or a name of the hub to take weights from, in place of `size`."""
-    from systems.codexglue.models import size_named
-
     how, family = fits(name), task(name).baseline
     recipe = how.base if start else _recipe(name, size, size_named(size).lr)
     if family == "encoder":
@@ -186,7 +192,7 @@ def train_model(
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
-def answer(name: str, model: Model, rows: Sequence[Row], *, beam: int | None = None) -> Iterator[str]:
+def answer(name: str, model: Model, rows: Sequence[Row], *, beam: int = 1) -> Iterator[str]:
     """The lines of the official prediction file. beam: of generated text, 1 (greedy) by default.
 
     Raises ModelError where the model is of another family than the task's.
@@ -194,13 +200,12 @@ def answer(name: str, model: Model, rows: Sequence[Row], *, beam: int | None = N
     family = task(name).baseline
     if model.family != family:
         raise ModelError(f"{name} is answered by a model of family {family}, not {model.family}")
-    width = beam or 1
     if isinstance(model, Encoder):
         if model.objective != fits(name).objective:
             raise ModelError(f"{name} wants objective {fits(name).objective!r}, and the model has {model.objective!r}")
         yield from _encoder_lines(name, model, rows)
     elif isinstance(model, Seq2Seq):
-        found = model.predict(_pairs(name, [dict(row, docstring_tokens=[]) for row in rows])[0], beam=width)
+        found = model.predict(_sources(name, rows), beam=beam)
         for number, text in enumerate(found):
             line = " ".join(text.split())
             yield f"{rows[number].get('idx', number)}\t{line}" if name == "code_summarization" else line
@@ -208,9 +213,9 @@ def answer(name: str, model: Model, rows: Sequence[Row], *, beam: int | None = N
         for tokens in model.next_tokens([row["code"] for row in rows]):
             yield " ".join("".join(token.split()) or "<unk>" for token in tokens)
     elif name == "code_completion_line":
-        yield from model.complete([f" {row['input']}" for row in rows], stop=END_OF_LINE, most=60, beam=width)
+        yield from model.complete([f" {row['input']}" for row in rows], stop=END_OF_LINE, most=60, beam=beam)
     else:
-        found = model.complete([row["nl"] for row in rows], begin=True, most=100, beam=width)
+        found = model.complete([row["nl"] for row in rows], begin=True, most=100, beam=beam)
         yield from (" ".join(text.split()) for text in found)
 
 

@@ -48,6 +48,18 @@ class Output:
         return [(self.shape, dtype, 0.0)]
 
 
+def by_arc(nodes: Sequence[Node], columns: Sequence[Column]) -> dict[Node, bool]:
+    """Whether each node's value changes from arc to arc (else once per row). nodes: arguments before what uses them."""
+    roles = {column.leaf: column.role for column in columns}
+    found: dict[Node, bool] = {}
+    for node in nodes:
+        if node in roles:
+            found[node] = roles[node] != "row"
+        else:
+            found[node] = node.op == "wins" or any(found[arg] for arg in node.args)
+    return found
+
+
 _PRELUDE = """\
 #include <math.h>
 #include <stdint.h>
@@ -155,7 +167,7 @@ class _Generator:
         self.number = {node: k for k, node in enumerate(self.nodes)}
         self.width = max((node.width for node in self.nodes), default=1)
         self.tiled = self._can_tile() and self.width > TILE
-        self.arc_level = self._levels()
+        self.arc_level = by_arc(self.nodes, columns)
         self.lines: list[str] = []
 
     def _can_tile(self) -> bool:
@@ -168,18 +180,6 @@ class _Generator:
         return plain and all(
             output.shape == full and output.form in {"sum", "max", "min", "arc"} for output in self.outputs
         )
-
-    def _levels(self) -> dict[Node, bool]:
-        """Whether a node's value changes from arc to arc (else once per row)."""
-        found: dict[Node, bool] = {}
-        for node in self.nodes:
-            if node in self.column_of:
-                found[node] = self.columns[self.column_of[node]].role != "row"
-            elif node.op == "wins":
-                found[node] = True
-            else:
-                found[node] = any(found[arg] for arg in node.args)
-        return found
 
     # --------------------------------------------------------------------------------------------------- text
 

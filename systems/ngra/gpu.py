@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from systems.ngra.expression import COMPARISONS, ELEMENTWISE, Node, walk
-from systems.ngra.generation import Column, Output
+from systems.ngra.generation import Column, Output, by_arc
 from systems.ngra.graph import ProgramError, Rows
 
 SEGMENT = 1024
@@ -138,17 +138,8 @@ class _Writer:
         self.number = {node: k for k, node in enumerate(self.nodes)}
         shapes = [node.shape for node in self.nodes] + [output.shape for output in outputs if output.form != "pick"]
         self.widest = max(map(_padded_width, shapes), default=1)
-        self.by_arc = self._levels()
+        self.by_arc = by_arc(self.nodes, columns)
         self.sizes: dict[int, None] = {}
-
-    def _levels(self) -> dict[Node, bool]:
-        found: dict[Node, bool] = {}
-        for node in self.nodes:
-            if node in self.column_of:
-                found[node] = self.columns[self.column_of[node]].role != "row"
-            else:
-                found[node] = node.op == "wins" or any(found[arg] for arg in node.args)
-        return found
 
     def text(self) -> str:
         before = [line for node in self.nodes if not self.by_arc[node] for line in self._node(node)]
