@@ -11,7 +11,7 @@ pytestmark = pytest.mark.component("model")
 NETWORKS = list(models.MODELS)
 
 
-@pytest.mark.parametrize("network", ["mobilenet", "resnet50"])
+@pytest.mark.parametrize("network", [pytest.param("mobilenet", marks=pytest.mark.slow), "resnet50"])
 def test_xce(measure, network):
     """The gate's: the int8 digest has one right value on every machine; the latency is the machine's own.
 

@@ -96,8 +96,11 @@ def found_by_learning(fleet):
 def test_recovers_planted_defects(means, data):
     pytest.importorskip("sklearn", reason="two of the peers are scikit-learn's: pip install maat[peers]")
     if means == "golden":
-        metrics = [metric for machine in ("ndv4", "ndmv4")
-                   for metric in synthetic.golden_metrics(data(f"anubis/superbench_{machine}_a100_v0.4_golden.json"))]
+        metrics = [
+            metric
+            for machine in ("ndv4", "ndmv4")
+            for metric in synthetic.golden_metrics(data(f"anubis/superbench_{machine}_a100_v0.4_golden.json"))
+        ]
         metrics = metrics[:: len(metrics) // 24]
     else:
         metrics = synthetic.invented_metrics(24)
@@ -109,8 +112,10 @@ def test_recovers_planted_defects(means, data):
     assert recall >= 0.99
     assert precision >= 0.99
     # The peers are given what learning does without: a labelled fleet of the same kind to tune their threshold on.
-    peers = {name: rates(score(fleet, peer) > best_threshold(score(labelled, peer), truth(labelled)), truth(fleet))[2]
-             for name, peer in PEERS.items()}
+    peers = {
+        name: rates(score(fleet, peer) > best_threshold(score(labelled, peer), truth(labelled)), truth(fleet))[2]
+        for name, peer in PEERS.items()
+    }
     assert f1 >= max(peers.values()), f"F1 {f1:.4f}, peers {peers}"
 
 

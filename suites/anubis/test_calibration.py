@@ -101,8 +101,10 @@ def series(nodes, steps, *, p=1, warmup=0, seed=0):
     at = np.arange(steps)
     shape = 1 + 0.2 * (at % p == 0) if p > 1 else np.ones(steps)
     shape = shape * (1 + 0.5 * (at < warmup))
-    return shape * (1 + 0.004 * generator.standard_normal((nodes, 1))) * (
-        1 + 0.005 * generator.standard_normal((nodes, steps))
+    return (
+        shape
+        * (1 + 0.004 * generator.standard_normal((nodes, 1)))
+        * (1 + 0.005 * generator.standard_normal((nodes, steps)))
     )
 
 

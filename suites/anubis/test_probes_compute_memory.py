@@ -310,9 +310,7 @@ def test_the_kernels_cpu_lists_are_read(text, cpus):
     assert topology.parse_cpu_list(text) == cpus
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("32K", 32768), ("1M", 1 << 20), ("512", 512), ("", 0), ("?K", 0)]
-)
+@pytest.mark.parametrize(("text", "size"), [("32K", 32768), ("1M", 1 << 20), ("512", 512), ("", 0), ("?K", 0)])
 def test_the_kernels_sizes_are_read(text, size):
     assert topology.parse_size(text) == size
 
@@ -423,9 +421,7 @@ def test_a_product_equals_float64_entry_by_entry(dtype, n):
     assert workload.work == 2 * n**3
     if dtype == "int8":
         assert workload.unit == "op/s"
-        exact = [
-            [sum(int(x) * int(y) for x, y in zip(row, column, strict=True)) for column in b.T] for row in a
-        ]
+        exact = [[sum(int(x) * int(y) for x, y in zip(row, column, strict=True)) for column in b.T] for row in a]
         assert result.tolist() == exact
     else:
         assert workload.unit == "FLOP/s"

@@ -285,9 +285,7 @@ def test_bad_arguments_are_refused(folder, tmp_path):
 
 
 def quick(host, port, *, token=TOKEN, timeout=5.0):
-    return link.probe(
-        host, port, token=token, seconds=5, chunks=2, pings=20, connections=5, timeout=timeout
-    )
+    return link.probe(host, port, token=token, seconds=5, chunks=2, pings=20, connections=5, timeout=timeout)
 
 
 @contextlib.contextmanager
@@ -631,7 +629,10 @@ def test_a_wrong_result_of_a_collective_is_found(tmp_path):
     )
     folder = str(Path(network.__file__).parent)
     run = subprocess.run(
-        [sys.executable, "-c", code, folder, tmp_path / "store"], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, folder, tmp_path / "store"],
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
     )
     times, wrong = json.loads(run.stdout)

@@ -148,18 +148,21 @@ def test_no_validation_where_the_risk_is_low_already():
     assert plan([0.001] * 4, history, {"a": 5.0}).benchmarks == ()
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"minutes": {"z": 1.0}}, UnknownBenchmark, "z"),
-    ({"minutes": {}}, SelectorError, "minutes"),
-    ({"minutes": {"a": 0.0}}, SelectorError, "minutes"),
-    ({"p": []}, SelectorError, "at least one node"),
-    ({"p": [1.2]}, SelectorError, r"\[0, 1\]"),
-    ({"p": [float("nan")]}, SelectorError, r"\[0, 1\]"),
-    ({"p0": 0.0}, SelectorError, "p0"),
-    ({"budget": -1.0}, SelectorError, "budget"),
-    ({"budget": 0.5}, BudgetTooSmall, "cheapest is a with 1"),
-    ({"method": "best"}, SelectorError, "method"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"minutes": {"z": 1.0}}, UnknownBenchmark, "z"),
+        ({"minutes": {}}, SelectorError, "minutes"),
+        ({"minutes": {"a": 0.0}}, SelectorError, "minutes"),
+        ({"p": []}, SelectorError, "at least one node"),
+        ({"p": [1.2]}, SelectorError, r"\[0, 1\]"),
+        ({"p": [float("nan")]}, SelectorError, r"\[0, 1\]"),
+        ({"p0": 0.0}, SelectorError, "p0"),
+        ({"budget": -1.0}, SelectorError, "budget"),
+        ({"budget": 0.5}, BudgetTooSmall, "cheapest is a with 1"),
+        ({"method": "best"}, SelectorError, "method"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         plan(**{"p": [0.5], "history": History.of({"a": {1, 2}}, 2), "minutes": {"a": 1.0}, **arguments})
@@ -184,8 +187,17 @@ def test_a_history_survives_its_file(tmp_path_factory, case):
 
 # --- the simulator
 
-SOLVABLE = {"nodes": 400, "days": 240.0, "first": 400.0, "twentieth": 400.0, "sudden": 0.0, "imperfect": 0.0,
-            "latency": 0.01, "repair_day": 0.02, "repair_two_weeks": 0.001}
+SOLVABLE = {
+    "nodes": 400,
+    "days": 240.0,
+    "first": 400.0,
+    "twentieth": 400.0,
+    "sudden": 0.0,
+    "imperfect": 0.0,
+    "latency": 0.01,
+    "repair_day": 0.02,
+    "repair_two_weeks": 0.001,
+}
 """Every defect lies latent, breaks the very next job, is repaired for good, and nodes do not wear: gain 1 / (1 - c)."""
 
 
@@ -258,11 +270,18 @@ def test_the_selector_saves_validation_time(claim, reference):
     assert saved > 15
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"gang": 9, "nodes": 8}, "gangs of 9"), ({"days": 0.0}, "days"), ({"sudden": 1.5}, "sudden"),
-    ({"first": float("nan")}, "first"), ({"repair_day": 0.1, "repair_two_weeks": 0.2}, "two weeks"),
-    ({"minutes": {"unheard": 1.0}}, "unheard"), ({"random_count": 99}, "random_count"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gang": 9, "nodes": 8}, "gangs of 9"),
+        ({"days": 0.0}, "days"),
+        ({"sudden": 1.5}, "sudden"),
+        ({"first": float("nan")}, "first"),
+        ({"repair_day": 0.1, "repair_two_weeks": 0.2}, "two weeks"),
+        ({"minutes": {"unheard": 1.0}}, "unheard"),
+        ({"random_count": 99}, "random_count"),
+    ],
+)
 def test_an_impossible_scenario_is_refused_by_name(change, message):
     with pytest.raises(ImpossibleScenario, match=message):
         Scenario(**change)

@@ -135,8 +135,9 @@ def test_few_runs_hold_the_false_alarm_rate_of_a_family_of_metrics(n, better):
 
 
 @pytest.mark.parametrize("side", ["higher", "lower", "target"])
-@pytest.mark.parametrize(("cv", "step_cv"), [(0.04, 0.05), (0.002, 0.3), (0.03, 0.3)],
-                         ids=["runs differ", "steps differ", "both differ"])
+@pytest.mark.parametrize(
+    ("cv", "step_cv"), [(0.04, 0.05), (0.002, 0.3), (0.03, 0.3)], ids=["runs differ", "steps differ", "both differ"]
+)
 def test_few_runs_of_a_series_hold_the_false_alarm_rate(cv, step_cv, side):
     generator = np.random.default_rng(3)
     for n in (4, 6, 20):
@@ -149,8 +150,9 @@ def test_few_runs_of_a_series_hold_the_false_alarm_rate(cv, step_cv, side):
         assert_at_most(np.array(alarms), 0.01)
 
 
-@pytest.mark.parametrize("noise", [stats.norm, stats.laplace, stats.t(4), stats.uniform(-2, 4)],
-                         ids=["normal", "laplace", "t4", "uniform"])
+@pytest.mark.parametrize(
+    "noise", [stats.norm, stats.laplace, stats.t(4), stats.uniform(-2, 4)], ids=["normal", "laplace", "t4", "uniform"]
+)
 def test_many_runs_hold_the_false_alarm_rate_whatever_the_noise(noise):
     generator = np.random.default_rng(5)
     for n in (300, 1000):
@@ -203,8 +205,6 @@ def test_steady_runs_keep_the_default_alpha_and_noisy_ones_lower_it():
     assert learn(nodes(5, 0.4, seed=2), "higher").criterion.alpha == LEAST_ALPHA
 
 
-
-
 def test_a_latency_and_its_reciprocal_rate_get_the_same_threshold():
     rates = nodes(9, 0.04)  # an odd number: the median of the reciprocals is the reciprocal of the median
     by_rate, by_latency = learn(rates, "higher").criterion, learn(1 / rates, "lower").criterion
@@ -241,8 +241,9 @@ def test_two_kinds_in_equal_parts_are_refused_rather_than_taken_for_noise():
     assert sorted(round(median) for median in caught.value.medians) == [85, 100]
 
 
-@pytest.mark.parametrize("noise", [stats.norm, stats.uniform(-2, 4), stats.laplace],
-                         ids=["normal", "uniform", "laplace"])
+@pytest.mark.parametrize(
+    "noise", [stats.norm, stats.uniform(-2, 4), stats.laplace], ids=["normal", "uniform", "laplace"]
+)
 def test_wide_noise_is_not_taken_for_two_kinds(noise):
     for seed in range(20):
         learn(np.maximum(1 + 0.08 * noise.rvs(size=200, random_state=seed), 1e-3), "higher")
@@ -286,9 +287,17 @@ def test_fewer_than_three_valid_nodes_are_not_enough():
         learn(np.empty((5, 0)), "higher")
 
 
-@pytest.mark.parametrize("arguments", [
-    {"better": "up"}, {"alpha": 0.0}, {"alpha": 1.0}, {"delta": 0.0}, {"delta": 0.7}, {"family": 0},
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"better": "up"},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"delta": 0.0},
+        {"delta": 0.7},
+        {"family": 0},
+    ],
+)
 def test_an_argument_out_of_range_is_named(arguments):
     with pytest.raises(ValidatorError, match=next(iter(arguments))):
         learn(nodes(5, 0.01), **{"better": "higher", **arguments})
@@ -312,13 +321,28 @@ def test_an_unusable_value_is_named_with_its_index():
         validator.similarity([1.0, 2.0, np.nan], [1.0])
 
 
-@pytest.mark.parametrize("damage", [
-    {"quantiles": [1.0, -1.0]}, {"quantiles": [2.0, 1.0]}, {"quantiles": []}, {"better": "best"},
-    {"alpha": 1.5}, {"alpha": float("nan")}, {"repeatability": 0.0},
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"quantiles": [1.0, -1.0]},
+        {"quantiles": [2.0, 1.0]},
+        {"quantiles": []},
+        {"better": "best"},
+        {"alpha": 1.5},
+        {"alpha": float("nan")},
+        {"repeatability": 0.0},
+    ],
+)
 def test_a_damaged_criterion_cannot_be_built(damage):
-    whole = {"quantiles": [1.0, 2.0], "better": "higher", "alpha": 0.95, "calibrated": False,
-             "repeatability": 0.99, "nodes": 5, "excluded": 0}
+    whole = {
+        "quantiles": [1.0, 2.0],
+        "better": "higher",
+        "alpha": 0.95,
+        "calibrated": False,
+        "repeatability": 0.99,
+        "nodes": 5,
+        "excluded": 0,
+    }
     Criterion(**whole)
     with pytest.raises(ValidatorError):
         Criterion(**{**whole, **damage})

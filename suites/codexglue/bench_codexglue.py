@@ -39,8 +39,8 @@ def functions(count):
 
 
 def test_scoring(measure):
-    """BLEU, edit similarity and CodeBLEU of 400 functions; every healthy machine gives the same digits."""
-    originals, copies = functions(400)
+    """BLEU, edit similarity and CodeBLEU of 200 functions; every healthy machine gives the same digits."""
+    originals, copies = functions(200)
 
     def score():
         return (
@@ -319,7 +319,10 @@ def test_everything(measure, data):
 
 
 @pytest.mark.component("model")
-@pytest.mark.parametrize("family", ["encoder", "causal", "seq2seq"])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param("encoder", marks=pytest.mark.slow), "causal", pytest.param("seq2seq", marks=pytest.mark.slow)],
+)
 def test_train_step(measure, device, family):
     """Steps of each family on generated functions: subwords a second, padding not counted."""
     from suites.codexglue import miniature

@@ -24,7 +24,7 @@ SOME = sorted(LIBRARY.glob("[a-d]*.py"))
 
 
 def test_a_file_by_the_rules_of_the_benchmark():
-    code = "x = 'name'  # why\nif y > 1.5:\n    print(f'a{x}', \"\"\"two\nlines\"\"\")\n"
+    code = 'x = \'name\'  # why\nif y > 1.5:\n    print(f\'a{x}\', """two\nlines""")\n'
     literals = frequent_literals([code])
     assert literals["num"] == ["1.5"]
     tokens = normalised(code, {"str": ["name"], "num": []})
@@ -107,7 +107,7 @@ def test_pairs_of_clones_are_told_apart(data):
 
 
 def test_names_are_masked_and_keywords_are_not():
-    tokens = masked_tokens("int a1 = b; // c\nreturn \"s\" + 12;", frozenset({"int", "return"}))
+    tokens = masked_tokens('int a1 = b; // c\nreturn "s" + 12;', frozenset({"int", "return"}))
     assert tokens == ["int", "I", "=", "I", ";", "return", '"s"', "+", "12", ";"]
 
 

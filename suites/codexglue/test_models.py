@@ -97,9 +97,7 @@ def test_an_encoder_decoder_learns_a_translation_that_copying_does_not_give():
     done = model.fit([row["java"] for row in rows], [row["cs"] for row in rows], Budget(steps=150))
     assert halves(done)
     found = model.predict([row["java"] for row in held], most=40)
-    learned, copied = (
-        bleu([row["cs"] for row in held], text).score for text in (found, [row["java"] for row in held])
-    )
+    learned, copied = (bleu([row["cs"] for row in held], text).score for text in (found, [row["java"] for row in held]))
     assert learned >= 0.8
     assert learned > copied + 0.3
 

@@ -64,6 +64,7 @@ def test_peak(measure, dtype):
     measure.record("each_core", peak.rates(), "FLOP/s")
 
 
+@pytest.mark.slow
 def test_gemm_peers(measure):
     ours, peer = build(compute.gemm, 1024, "fp32"), build(compute.numpy_gemm, 1024, "fp32")
     for workload in (ours, peer):
@@ -78,6 +79,7 @@ def test_gemm_peers(measure):
     speed.over("numpy")
 
 
+@pytest.mark.slow
 def test_linpack_peers(measure):
     ours, peer = build(compute.linpack, 1024), build(compute.linpack, 1024, "scipy")
     speed = measure.versus(

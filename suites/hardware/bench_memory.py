@@ -38,6 +38,7 @@ def test_triad_each_node(measure):
         timed(measure, memory.Stream(cpus), "triad", metric=f"node{node}")
 
 
+@pytest.mark.slow
 def test_triad_peers(measure, stream):
     try:
         reference = memory.ReferenceTriad(stream.elements)

@@ -123,7 +123,7 @@ def test_buckets_equal_a_definition_in_exact_arithmetic(buckets, farthest):
             found = min(half - 1, exact + math.floor(ratio * (half - exact) + tiny))
         assert table[r + 2000] == found + half * (r > 0), r
     assert (table[2000:].diff() >= 0)[1:].all()
-    assert (table[: 2001].flip(0).diff() >= 0).all()
+    assert (table[:2001].flip(0).diff() >= 0).all()
 
 
 def test_golden_buckets():

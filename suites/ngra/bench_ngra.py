@@ -89,7 +89,7 @@ def test_gcn_epoch(measure):
     y = torch.randint(16, (graph.num_vertices,), generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     losses = []
-    for _ in measure.steps(24, warmup=4, metric="epoch"):
+    for _ in measure.steps(16, warmup=4, metric="epoch"):
         optimizer.zero_grad()
         loss = F.cross_entropy(net(graph, x, weight), y)
         loss.backward()

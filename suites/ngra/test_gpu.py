@@ -56,7 +56,7 @@ def _same_as_the_reference(tree, accumulator, arcs, width, seed, whole):
     graph=graphs(10, 24), width=st.sampled_from([1, 2, 5]), seed=st.integers(0, 99), whole=st.booleans(),
 )  # fmt: skip
 def test_any_program_equals_the_reference(interpreter, tree, accumulator, graph, width, seed, whole):
-    arcs = (*(part.tolist() for part in graph.arcs()), )
+    arcs = (*(part.tolist() for part in graph.arcs()),)
     if graph.num_vertices and (not arcs[0] or max(*arcs[0], *arcs[1]) + 1 == graph.num_vertices):
         run(interpreter, _same_as_the_reference, tree, accumulator, arcs, width, seed, whole)
 

@@ -37,6 +37,7 @@ def layers(count, choices):
     return problem
 
 
+@pytest.mark.slow
 def test_elimination_beside_an_integer_program(measure):
     problem = layers(32 if measure.full else 1, 16 if measure.full else 4)
     speed = measure.versus({
@@ -46,6 +47,7 @@ def test_elimination_beside_an_integer_program(measure):
     speed.over("HiGHS").at_least(50.0)
 
 
+@pytest.mark.slow
 def test_search_of_a_long_model(measure):
     """1,000 blocks on 1,024 devices: seconds, and how far the plan's pipeline may be above the best one."""
     blocks, nodes, samples = (1000, 128, 1024) if measure.full else (4, 1, 2)

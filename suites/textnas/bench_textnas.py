@@ -109,6 +109,7 @@ def test_a_supernet_step_beside_the_published_one(measure, data, claim):
         claim.report(SEARCH_EXAMPLES / rate / 3600, "hours for the published 150 epochs on one thread of this CPU")
 
 
+@pytest.mark.slow
 def test_controller_sampling(measure):
     """100 architectures of 24 layers, drawn together and one by one; each draw's log-probability is rescored."""
     controller = Controller(Space(24), seed=0)
@@ -167,6 +168,7 @@ def test_minibench_queries(measure):
         assert seconds < 20
 
 
+@pytest.mark.slow
 def test_reading_phrases(measure, data):
     file = data("textnas/sst") / "trees/train.txt"
     size = file.stat().st_size
@@ -193,6 +195,7 @@ def test_a_supernet_step_on_a_gpu(measure, half):
     measure(run, work=512.0 * STEPS, unit="sample/s")
 
 
+@pytest.mark.slow
 def test_vectors_of_a_vocabulary(measure):
     """Word vectors of 20,000 words, from the package where it is installed."""
     vocabulary = Vocabulary([f"word{i}" for i in range(20_000)])

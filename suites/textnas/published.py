@@ -67,9 +67,7 @@ class Heads(nn.Module):
     def forward(self, x, mask):
         rows, heads = x.transpose(1, 2), self.heads
         wide = x.shape[1] // heads
-        q, k, v = (
-            torch.cat(torch.split(F.relu(project(rows)), wide, 2), 0) for project in (self.q, self.k, self.v)
-        )
+        q, k, v = (torch.cat(torch.split(F.relu(project(rows)), wide, 2), 0) for project in (self.q, self.k, self.v))
         scores = q @ k.transpose(1, 2) / wide**0.5
         keys = mask.repeat(heads, 1).unsqueeze(1).repeat(1, x.shape[2], 1)
         scores = torch.where(keys == 0, torch.full_like(scores, -(2.0**32) + 1), scores)

@@ -138,7 +138,9 @@ def test_processes_give_the_history_of_one(task, strategy, tmp_path):
 
 
 @given(
-    st.integers(0, 2**20), st.sampled_from(["random", "sha", "evolution", "pareto"]), st.integers(20, 400),
+    st.integers(0, 2**20),
+    st.sampled_from(["random", "sha", "evolution", "pareto"]),
+    st.integers(20, 400),
     st.integers(1, 9),
 )
 @settings(max_examples=25)
