@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .PHONY: gate test nightly lint clean
 
 gate: .venv/base
-	@$(PY) -m pytest suites/*/bench_*.py --gate --runs $(RUNS) --benchmark-quiet $(ARGS); status=$$?; \
+	@$(PY) -m pytest suites/*/bench_*.py --gate --runs $(RUNS) --benchmark-quiet --benchmark-max-time=0.6 $(ARGS); status=$$?; \
 	$(PY) -m reports build $(RUNS) -o $(REPORT) && exit $$status
 
 test: .venv/test
