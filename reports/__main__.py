@@ -24,8 +24,7 @@ folders, and never change what was measured.
   what changed for good over many runs       python -m reports trend runs/
   after a crash: journals to run files       python -m reports recover runs/
   many small files to one                    python -m reports compact runs/
-  results of SuperBench, to judge them here  python -m reports import-superbench results-summary.jsonl -o
-  runs/
+  results of SuperBench, to judge them here  python -m reports import-superbench results-summary.jsonl -o runs/
 
 Exit status: 0 done, 2 the command cannot be done as it was given. What a report says about a machine, and run
 files that cannot be read, never change it: the gate's own exit status is for that."""

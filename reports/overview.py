@@ -219,6 +219,17 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What a test of `suite` has drawn in a run. image: a data URI of SVG or PNG."""
+
+    suite: str
+    title: str
+    test: str
+    image: str
+    run: RunRef
+
+
+@dataclass(frozen=True)
 class PastRun:
     """One run of the folder, for the list of runs."""
 
@@ -254,6 +265,7 @@ class Overview:
     skipped: tuple[tuple[str, str], ...]
     journals: tuple[str, ...]
     trends: tuple[Trend, ...]
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def claim_counts(self) -> Mapping[str, int]:

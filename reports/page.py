@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -41,7 +42,9 @@ from systems.anubis.records import write_atomically
 
 REPORT_SCHEMA = 1
 FILES = ("index.html", "report.json", "junit.xml", "figures.js", "plotly.min.js")
+SYSTEM_PAGE = re.compile(r"system-[a-z0-9_]+\.html")
 
+RUNS_LISTED = 100
 # Up to this many nodes a heat map is a table of numbers; beyond, a picture.
 TABLE_NODES = 12
 NOISE_NODES = 3
@@ -95,7 +98,7 @@ def check_replaceable(out: Path) -> None:
     present = {path.name for path in out.iterdir()}
     if not present:
         return
-    foreign = sorted(present - set(FILES))
+    foreign = sorted(name for name in present - set(FILES) if not SYSTEM_PAGE.fullmatch(name))
     if foreign or not _is_ours(out / "report.json"):
         what = f"holds {', '.join(foreign[:3])}" if foreign else "holds no report.json of an earlier report"
         raise NotAReport(
@@ -156,6 +159,7 @@ def rendered(overview: Overview) -> Mapping[str, bytes]:
         "figures.js": f"window.maatFigures = {_json(drawn)};\n".encode(),
         "junit.xml": junit_xml(overview),
         "index.html": html(overview).encode(),
+        **{name: html(overview, paper).encode() for paper in overview.papers if (name := page_of(paper.system))},
         "report.json": (_json(report_json(overview), indent=1) + "\n").encode(),
     }
 
@@ -201,6 +205,9 @@ def report_json(overview: Overview) -> dict[str, Any]:
         },
         "trends": [asdict(trend) for trend in overview.trends],
         "runs": [asdict(run) for run in overview.runs],
+        "pictures": [
+            {"suite": p.suite, "title": p.title, "test": p.test, "run": asdict(p.run)} for p in overview.pictures
+        ],
         "skipped": [{"path": path, "reason": reason} for path, reason in overview.skipped],
         "journals": overview.journals,
     }
@@ -251,8 +258,14 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def html(overview: Overview) -> str:
-    """The page. All text from run files, criteria and seeds is escaped by the template engine."""
+def page_of(system: str) -> str:
+    """The file of a system's own page; empty where its name fits no file."""
+    name = f"system-{system}.html"
+    return name if SYSTEM_PAGE.fullmatch(name) else ""
+
+
+def html(overview: Overview, paper: claims.Paper | None = None) -> str:
+    """The page, or that of one system. Text from run files, criteria and seeds is escaped by the template engine."""
     folder = files("reports") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -262,8 +275,14 @@ def html(overview: Overview) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(_filters())
-    return environment.get_template("page.html").render(
+    listed = {run.ref.run_id for run in overview.runs[:RUNS_LISTED]}
+    home = "index.html" if paper else ""
+    return environment.get_template("system.html" if paper else "page.html").render(
         o=overview,
+        paper=paper,
+        page_of=page_of,
+        run_link=lambda run_id: f"{home}#run-{run_id}" if run_id in listed else f"{home}#runs",
+        runs_listed=RUNS_LISTED,
         css=Markup((folder / "page.css").read_text(encoding="utf-8")),
         js=Markup((folder / "page.js").read_text(encoding="utf-8")),
         figures=figures,
@@ -296,6 +315,7 @@ def _filters() -> dict[str, Callable[..., Any]]:
         "bound": claims.bound,
         "loudest": loudest,
         "breakable": breakable,
+        "starting": lambda entries, name, start: [e for e in entries if attrgetter(name)(e).startswith(start)],
         "when": lambda iso: iso[:16].replace("T", " "),
     }
 

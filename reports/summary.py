@@ -7,6 +7,7 @@ metric: statuses, similarities and margins are those that the run files hold.
 from __future__ import annotations
 
 import hashlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ from reports.overview import (
     Overview,
     PastRun,
     Peer,
+    Picture,
     Provenance,
     RunRef,
     Suspect,
@@ -45,6 +47,7 @@ from systems.anubis.validator import InvalidSample, quantiles
 CURVE_POINTS = 64
 CURVES_DRAWN = 6
 
+_IMAGE = re.compile(r"data:image/(svg\+xml|png);base64,[A-Za-z0-9+/]+={0,2}")
 _MODES = {"record": "--record", "gate": "--gate", "strict": "--gate strict", "learn": "--learn"}
 
 
@@ -127,6 +130,7 @@ def summarise(sources: Sources) -> Overview:
         skipped=sources.skipped,
         journals=sources.journals,
         trends=trends(runs),
+        pictures=_pictures(runs),
     )
 
 
@@ -381,6 +385,19 @@ def _peers(runs: Sequence[Run]) -> tuple[Peer, ...]:
             if is_ratio(row):
                 newest[run.machine.kind, row.id] = _peer(row, by_test[row.test], ref_of(run))
     return tuple(sorted(newest.values(), key=lambda peer: (peer.test, peer.id)))
+
+
+def _pictures(runs: Sequence[Run]) -> tuple[Picture, ...]:
+    """The newest drawing of each suite and title. What is not an image, or not whole, is left out."""
+    newest: dict[tuple[str, str], Picture] = {}
+    for run in runs:
+        drawn = run.facts.get("pictures")
+        for entry in drawn if isinstance(drawn, list) else ():
+            named = entry if isinstance(entry, Mapping) else {}
+            suite, title, test, image = (str(named.get(name, "")) for name in ("suite", "title", "test", "image"))
+            if _IMAGE.fullmatch(image):
+                newest[suite, title] = Picture(suite, title, test, image, ref_of(run))
+    return tuple(newest[key] for key in sorted(newest))
 
 
 def _peer(row: Measurement, beside: Sequence[Measurement], ref: RunRef) -> Peer:

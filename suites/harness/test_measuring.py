@@ -1,5 +1,6 @@
 """The measure fixture: what it times, records, refuses and compares; each on a real pytest run."""
 
+import base64
 import statistics
 
 import numpy as np
@@ -323,3 +324,33 @@ def test_a_series_that_takes_too_long_ends_early(project, monkeypatch):
     result, rows = project(body, "--record")
     assert result.ret == 0
     assert 8 <= len(rows["demo/demo/x/step", None].values) < 30
+
+
+DRAWING = """
+from pathlib import Path
+def test_x(measure, tmp_path):
+    path = tmp_path / "a.svg"
+    path.write_text("<svg/>")
+    measure.picture("first", path)
+    path.write_text("<svg id='2'/>")
+    measure.picture("first", path)
+    with pytest.raises(ValueError, match="neither"):
+        measure.picture("text", tmp_path / "a.txt")
+    path.write_bytes(bytes((1 << 20) + 1))
+    with pytest.raises(ValueError, match="at most"):
+        measure.picture("huge", path)
+    measure(lambda: 1)
+"""
+
+
+def test_what_a_test_draws_is_kept_in_the_run(project, pytester):
+    result, _ = project(DRAWING, "--record")
+    assert result.ret == 0
+    (picture,) = read_runs(pytester.path / "runs").runs[-1].facts["pictures"]
+    assert (picture["suite"], picture["title"]) == ("demo", "first")
+    assert picture["image"] == "data:image/svg+xml;base64," + base64.b64encode(b"<svg id='2'/>").decode()
+
+
+def test_a_plain_run_keeps_no_drawings(project):
+    result, _ = project(DRAWING)
+    assert result.ret == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from reports.compare import compare, table
 from reports.figures import axis_limits, band, bucket, headroom
 from reports.interactive import interactive
 from reports.overview import Overview
-from reports.page import FILES, html, write_report
+from reports.page import FILES, html, page_of, write_report
 from reports.quantity import duration, exact, stated
 from reports.superbench import ImportFailed, import_results, rule_of, split_key
 from reports.verdict import EXIT_CODES, SIGNS, TONES, status_of
@@ -925,8 +926,9 @@ def test_the_page_is_readable_without_javascript_and_without_a_network(folders, 
     built(folders)
     page = Page((folders["report"] / "index.html").read_text())
     assert not page.stack
-    assert all(source.startswith("data:") or source in FILES for source in page.sources), page.sources
-    assert sorted(path.name for path in folders["report"].iterdir()) == sorted(FILES)
+    pages = [page_of(paper.system) for paper in overview_of(folders).papers]
+    assert sorted(path.name for path in folders["report"].iterdir()) == sorted([*FILES, *pages])
+    assert all(source.startswith("data:") or source in (*FILES, *pages) for source in page.sources), page.sources
     assert set(page.targets) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert page.tags["svg"] >= len(METRICS)
@@ -988,6 +990,55 @@ def test_neither_the_runs_themselves_nor_a_file_is_overwritten(folders, criteria
     with pytest.raises(NotAReport, match="not a folder"):
         write_report(overview_of(folders), path)
     assert read_runs(folders["runs"]).runs
+
+
+DRAWN = "data:image/svg+xml;base64," + base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()
+
+
+def test_each_system_has_a_page_with_its_claims_peers_and_figures_and_nothing_of_the_others(folders, criteria):
+    """Every figure, value and ratio leads to its run; what is no image is left out; no script, no network."""
+    run = judged_run(criteria, extra=versus_rows())
+    drawn = [
+        {"suite": "demo", "title": "curves <b>", "test": "suites/demo/test_x.py::test_y", "image": DRAWN},
+        {"suite": "other", "title": "not here", "test": "t", "image": DRAWN},
+        {"suite": "demo", "title": "a script", "test": "t", "image": "javascript:alert(1)"},
+        {"suite": "demo", "title": "torn", "test": "t", "image": DRAWN + '" onerror="x'},
+        "nonsense",
+    ]
+    write_run(replace(run, facts={**run.facts, "pictures": drawn}), folders["runs"])
+    overview = built(folders)
+    assert overview.papers
+    index = (folders["report"] / "index.html").read_text()
+    for paper in overview.papers:
+        assert f'href="{page_of(paper.system)}"' in index
+        text = (folders["report"] / page_of(paper.system)).read_text()
+        page = Page(text)
+        assert not page.stack
+        assert "<script" not in text
+        there = {path.name for path in folders["report"].iterdir()}
+        assert all(s.startswith("data:") or s.partition("#")[0] in there for s in page.sources), page.sources
+        own = [claim.id for claim in paper.claims]
+        assert all(name in text.replace("<wbr>", "") for name in own)
+    assert [picture.title for picture in overview.pictures] == ["curves <b>", "not here"]
+    assert f'id="run-{run.run_id}"' in index
+
+
+def test_the_page_of_a_system_shows_what_its_tests_have_drawn(folders, criteria):
+    system = overview_of(folders).papers[0].system
+    for day, title in enumerate(("old", "new")):
+        run = judged_run(criteria, seed=day, started=START + timedelta(days=day))
+        drawn = [{"suite": system, "title": "curves", "test": title, "image": DRAWN}]
+        write_run(replace(run, facts={**run.facts, "pictures": drawn}), folders["runs"])
+    built(folders)
+    text = (folders["report"] / page_of(system)).read_text()
+    assert text.count(DRAWN) == 1
+    assert "new, run" in text
+    assert f'href="index.html#run-{run.run_id}"' in text
+
+
+def test_a_system_whose_name_fits_no_file_has_no_page():
+    assert page_of("../evil") == ""
+    assert page_of("ngra") == "system-ngra.html"
 
 
 def test_an_empty_folder_is_taken(folders):

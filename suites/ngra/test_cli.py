@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from systems.ngra import rmat
+from systems.ngra import rmat, roofline
 from systems.ngra.__main__ import main, parse_bytes
 from systems.ngra.data import planted
 from systems.ngra.edges import edge_blocks
@@ -61,9 +61,30 @@ def test_a_plan_is_printed(capsys):
     assert "-> 0 FLOP" in said
 
 
+def test_the_roofline_is_measured_and_drawn(tmp_path, capsys):
+    picture = tmp_path / "roofline.png"
+    assert main(["roofline", "--smallest", "5", "--largest", "7", "--features", "8", "-o", str(picture)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["32", "64", "128"]
+    assert all(float(rate) >= 0 for row in rows for rate in row[-3:])
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_the_rates_of_the_roofline_are_of_the_bytes_that_are_moved(monkeypatch):
+    monkeypatch.setattr(roofline, "_in_turns", lambda calls: dict.fromkeys(calls, 0.5))
+    (point,) = roofline.measure([6], degree=3, width=5)
+    assert point.vertex_bytes == 4 * 5 * 64
+    assert point.gathered == point.torch == 4 * 5 * 3 * 64 / 0.5
+    assert point.read == point.vertex_bytes / 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["roofline", "--smallest", "9", "--largest", "2"], "no size from 2^9 to 2^2"),
+        (["roofline", "--smallest", "30", "--largest", "31"], "wanted 4 to 24"),
+        (["roofline", "--smallest", "4", "--largest", "4", "-o", "x.doc"], "cannot draw into x.doc"),
         (["info", "nowhere"], "no store"),
         (["train", "karate"], "neither a store"),
         (["build", "s", "nothing.txt"], "no nothing.txt"),

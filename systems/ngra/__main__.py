@@ -5,6 +5,7 @@ python -m systems.ngra plan --model gat --features 64 --outputs 16
 python -m systems.ngra build graph.store edges.txt --features x.npy
 python -m systems.ngra train graph.store --labels y.npy --model sage --memory 256M
 python -m systems.ngra info graph.store --verify
+python -m systems.ngra roofline -o roofline.png
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from systems.ngra import roofline
 from systems.ngra.data import NAMES, SHAPES, load, paper_shape, planted
 from systems.ngra.edges import edge_blocks, most_vertices
 from systems.ngra.graph import BudgetError, GraphError, NGraError, gcn_norm, rmat
@@ -50,9 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     info = commands.add_parser("info", help="what a store holds; with --verify, whether it is undamaged")
     info.add_argument("store", type=Path)
     info.add_argument("--verify", action="store_true", help="read everything and compare the checksums")
+    _roofline_arguments(
+        commands.add_parser("roofline", help="how near to the speed of memory sums run on this machine")
+    )
     given = parser.parse_args(arguments)
+    run = {"train": _train, "plan": _plan, "build": _build, "info": _info, "roofline": _roofline}[given.command]
     try:
-        return {"train": _train, "plan": _plan, "build": _build, "info": _info}[given.command](given)
+        return run(given)
     except (NGraError, FileNotFoundError) as error:
         print(f"ngra: {error}", file=sys.stderr)
         return 2
@@ -257,6 +263,34 @@ def _info(given: argparse.Namespace) -> int:
         print(f"on disk    {_size(sum(sizes.values()))}, in memory {_size(store.resident_bytes)}")
         if given.verify:
             print("verified   every checksum is right")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------- roofline
+
+
+def _roofline_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, help="a picture: .png, .svg or .pdf; without it only the table")
+    parser.add_argument("--smallest", type=int, default=12, help="log2 of the vertices (default 12)")
+    parser.add_argument("--largest", type=int, default=20, help="log2 of the vertices (default 20)")
+    parser.add_argument("--degree", type=int, default=16, help="arcs of a vertex (default 16)")
+    parser.add_argument("--features", type=int, default=64, help="numbers per vertex (default 64)")
+
+
+def _roofline(given: argparse.Namespace) -> int:
+    scales = range(given.smallest, given.largest + 1)
+    if not scales:
+        raise GraphError(f"no size from 2^{given.smallest} to 2^{given.largest}: give a --largest that is not smaller")
+    points = []
+    print("  vertices  vertex data   gathered  torch CSR  read in order   GB/s")
+    for scale in scales:
+        points += roofline.measure([scale], given.degree, given.features)
+        at = points[-1]
+        rates = f"{at.gathered / 1e9:9.1f}{at.torch / 1e9:11.1f}{at.read / 1e9:15.1f}"
+        print(f"{at.vertices:>10,}{_size(at.vertex_bytes):>13}{rates}", flush=True)
+    if given.output is not None:
+        roofline.draw(points, given.output)
+        print(f"drawn into {given.output}")
     return 0
 
 
