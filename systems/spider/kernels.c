@@ -16,6 +16,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -39,6 +44,28 @@ typedef uint8_t flags __attribute__((vector_size(LANES)));
 #define UNROLL _Pragma("GCC unroll 16")
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, v) (*(vec *)(p) = (v))
+
+/* sum + a * y, rounded once where the CPU can. Said outright: left to itself, a compiler that tunes for a CPU with slow
+ * chains of fused operations fuses in one loop and not in the next. */
+static inline vec fused(vec a, vec y, vec sum) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)y, (__m512)sum);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)y, (__m256)sum);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)y);
+#else
+    return sum + a * y;
+#endif
+}
+static inline float fused_one(float a, float y, float sum) {
+#if defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(a, y, sum);
+#else
+    return sum + a * y;
+#endif
+}
+static inline vec spread(float x) { return x - (vec){0}; } /* also -0.0 and NaN as they are */
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t take(int64_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
@@ -251,7 +278,8 @@ static void copy_panel(const float *b, int64_t ldb, int64_t depth, int64_t cols,
             UNROLL for (int v = 0; v < V; v++) __builtin_prefetch(ahead + v * LANES, 0, 3);                        \
             vec y[V];                                                                                              \
             UNROLL for (int v = 0; v < V; v++) y[v] = LOAD(row + v * LANES);                                       \
-            UNROLL for (int i = 0; i < R; i++) UNROLL for (int v = 0; v < V; v++) sum[i][v] += a[i] * y[v];        \
+            UNROLL for (int i = 0; i < R; i++) UNROLL for (int v = 0; v < V; v++)                                  \
+                sum[i][v] = fused(spread(a[i]), y[v], sum[i][v]);                                                  \
         }                                                                                                          \
         if (cols == V * LANES) {                                                                                   \
             UNROLL for (int i = 0; i < R; i++) if (i < rows) {                                                     \
@@ -329,7 +357,8 @@ void k_gather(const int64_t *starts, const int32_t *index, const float *values, 
         for (int64_t k = 0; k < steps; k++) {                                                                      \
             vec y[V];                                                                                              \
             UNROLL for (int v = 0; v < V; v++) y[v] = LOAD(b + k * ldb + v * LANES);                               \
-            UNROLL for (int e = 0; e < E; e++) UNROLL for (int v = 0; v < V; v++) sum[e][v] += a[e][k] * y[v];     \
+            UNROLL for (int e = 0; e < E; e++) UNROLL for (int v = 0; v < V; v++)                                  \
+                sum[e][v] = fused(spread(a[e][k]), y[v], sum[e][v]);                                               \
         }                                                                                                          \
         UNROLL for (int e = 0; e < E; e++) UNROLL for (int v = 0; v < V; v++) STORE(c[e] + v * LANES, sum[e][v]);  \
     }
@@ -439,12 +468,12 @@ static inline float lane_sum(vec v) {
             UNROLL for (int e = 0; e < E; e++) b[e] = LOAD(y[e] + n);                                              \
             UNROLL for (int i = 0; i < R; i++) {                                                                   \
                 vec a = LOAD(x + i * ldx + n);                                                                     \
-                UNROLL for (int e = 0; e < E; e++) sum[e][i] += a * b[e];                                          \
+                UNROLL for (int e = 0; e < E; e++) sum[e][i] = fused(a, b[e], sum[e][i]);                          \
             }                                                                                                      \
         }                                                                                                          \
         UNROLL for (int e = 0; e < E; e++) UNROLL for (int i = 0; i < R; i++) {                                    \
             float total = lane_sum(sum[e][i]);                                                                     \
-            for (int64_t t = n; t < depth; t++) total += x[i * ldx + t] * y[e][t];                                 \
+            for (int64_t t = n; t < depth; t++) total = fused_one(x[i * ldx + t], y[e][t], total);                 \
             out[e * 8 + i] = total;                                                                                \
         }                                                                                                          \
     }
