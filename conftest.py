@@ -9,6 +9,7 @@ pytest_plugins = [
     "fixtures.claims",
     "fixtures.chain",
     "fixtures.gate",
+    "fixtures.resuming",
     "fixtures.selecting",
     "fixtures.faults",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from reports.compare import MOVED_BELOW, RunNotNamed, compare, read_one, table
 from reports.superbench import ImportFailed, import_results
 from reports.trend import FEWEST_RUNS, trends
-from systems.anubis.records import RecordsError, compact, iter_journals, read_runs, recover
+from systems.anubis.records import RecordsError, compact, iter_journals, read_runs, recover, writer_of
 
 GUIDE = """\
 A run file holds one run of the suite on one node; a folder of run files is a fleet. These commands read such
@@ -215,18 +214,6 @@ def _recover(options: argparse.Namespace) -> None:
             print(f"skipped: {error}", file=sys.stderr)
     if not found:
         print(f"{options.runs}: no journals to recover")
-
-
-def writer_of(path: Path) -> int | None:
-    """The id of a process of this machine that has `path` open, None if this user sees none."""
-    target = path.resolve()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if os.readlink(descriptor) == str(target):
-                return int(descriptor.parts[2])
-        except OSError:  # closed meanwhile, or not ours to see
-            continue
-    return None
 
 
 def _compact(options: argparse.Namespace) -> None:

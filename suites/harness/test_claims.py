@@ -113,7 +113,8 @@ def test_y(claim):
 """
     result, rows = project(body, "--record")
     assert result.ret == 0
-    assert [(row.status, row.evidence) for row in rows] == [("pass", ()), ("recorded", ("on two cores",))]
+    assert [row.status for row in rows] == ["pass", "recorded"]
+    assert rows[1].evidence[0] == "on two cores"  # what is seen of a busy machine comes after it
 
 
 def test_a_ratio_is_held_to_its_lower_bound_and_not_judged_in_a_plain_run(project):

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFTEST = """
 pytest_plugins = ["fixtures.determinism", "fixtures.devices", "fixtures.data", "fixtures.measuring", "fixtures.claims",
-                  "fixtures.gate", "fixtures.faults", "fixtures.selecting"]
+                  "fixtures.gate", "fixtures.resuming", "fixtures.faults", "fixtures.selecting"]
 """
 BENCH = """
 import time
@@ -548,16 +548,15 @@ def test_ctrl_c_keeps_what_was_measured(machine):
 
 def test_a_full_disk_keeps_the_results_and_the_journal_elsewhere(machine, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    journal = fixtures.gate.Journal
+    journal = fixtures.session.Journal
 
     class Full(journal):
-        def _write(self, data):
+        def _write(self, data, **how):
             if self.folder.name == "runs" and "rows" in data:
                 raise OSError(28, "No space left on device")
-            super()._write(data)
+            super()._write(data, **how)
 
-    monkeypatch.setattr(fixtures.gate, "Journal", Full)
-    monkeypatch.setattr(fixtures.session, "Journal", journal)
+    monkeypatch.setattr(fixtures.session, "Journal", Full)
     result = machine.run("--record")
     assert result.ret == 1
     result.assert_outcomes(passed=5)
@@ -569,13 +568,13 @@ def test_a_full_disk_keeps_the_results_and_the_journal_elsewhere(machine, monkey
 
 def test_with_no_disk_at_all_the_journal_stays_as_far_as_it_came(machine, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    journal = fixtures.gate.Journal
+    journal = fixtures.session.Journal
 
     class NeverFinishes(journal):
         def finish(self, facts=None):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fixtures.gate, "Journal", NeverFinishes)
+    monkeypatch.setattr(fixtures.session, "Journal", NeverFinishes)
     result = machine.run("--record")
     assert result.ret == 1
     (kept,) = iter_journals(tmp_path)

@@ -270,21 +270,69 @@ def _run_of_header(header: Mapping[str, Any]) -> Run:
 # --- the journal ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far an unfinished run came: the tests that ended, how many of its rows are theirs, whether one broke."""
+
+    tests: tuple[str, ...] = ()
+    rows: int = 0
+    failed: bool = False
+
+
+UNFINISHED = "unfinished"
+"""The fact that holds the `Progress` of a run that was interrupted; a run that ended has none."""
+
+
+def progress_of(run: Run) -> Progress | None:
+    """How far an unfinished run came; None for a run that ended, or whose fact is not understood."""
+    try:
+        fact = run.facts[UNFINISHED]
+        return Progress(tuple(map(str, fact["tests"])), int(fact["rows"]), bool(fact["failed"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 class Journal:
     """The rows of a run in progress: one JSON line per test, on disk before the next test begins.
 
     The first line is the run's header. A journal that was cut in the middle of a line loses that line only.
     """
 
-    def __init__(self, run: Run, folder: Path) -> None:
-        """Start the journal of `run` in `folder`; raises OSError where it cannot be written."""
+    def __init__(self, run: Run, folder: Path, *, again: bool = False) -> None:
+        """Start the journal of `run` in `folder`, or with `again` take up an unfinished run: its journal, if it has
+        one, is replaced by one with the rows of the tests that ended. Raises OSError where it cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.run = run
+        reached = progress_of(run) or Progress()
+        facts = {name: fact for name, fact in run.facts.items() if name not in {UNFINISHED, "recovered"}}
+        self.run = replace(run, rows=(), facts=facts)
         self.folder = folder
         self.path = folder / f"{Path(run.filename).stem}.jsonl"
-        self._rows: list[Measurement] = []
-        self._file = self.path.open("x", encoding="utf-8")
-        self._write(_header(run))
+        self._rows = list(run.rows[: reached.rows]) if again else []
+        self._reached = reached if again else Progress()
+        if again:  # never without the rows on disk
+            rows = {"rows": [_row_to_json(row) for row in self._rows]}
+            lines = (_header(self.run), rows, {"ended": reached.tests, "failed": reached.failed})
+            write_atomically(self.path, "".join(map(_line, lines)).encode())
+        self._file = self.path.open("a" if again else "x", encoding="utf-8")
+        if not again:
+            self._write(_header(run))
+
+    @property
+    def rows(self) -> tuple[Measurement, ...]:
+        """What was appended so far."""
+        return tuple(self._rows)
+
+    @property
+    def progress(self) -> Progress:
+        """Which tests have ended so far."""
+        return self._reached
+
+    def end(self, *tests: str, failed: bool) -> None:
+        """Note that tests have ended, `failed` telling whether any broke so far: the rows up to here are theirs.
+
+        Not waited for: what a power cut takes from here is measured again. Raises OSError."""
+        self._reached = Progress((*self._reached.tests, *tests), len(self._rows), failed)
+        self._write({"ended": tests, "failed": failed}, wait=False)
 
     def append(self, rows: Sequence[Measurement]) -> None:
         """Add the rows of one test and wait until they are on disk; raises OSError (disk full) and keeps the rest."""
@@ -303,14 +351,19 @@ class Journal:
         """Close the journal and leave it on disk, to be recovered."""
         self._file.close()
 
-    def _write(self, data: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(data, sort_keys=True) + "\n")
+    def _write(self, data: Mapping[str, Any], *, wait: bool = True) -> None:
+        self._file.write(_line(data))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if wait:
+            os.fsync(self._file.fileno())
+
+
+def _line(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True) + "\n"
 
 
 def read_journal(path: Path) -> Run:
-    """The run that a journal holds so far. Raises NotARunFile if not even its header can be read."""
+    """The run that a journal holds so far, unfinished. Raises NotARunFile if not even its header can be read."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     try:
         header = json.loads(lines[0])
@@ -319,12 +372,50 @@ def read_journal(path: Path) -> Run:
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise NotARunFile(f"{path}: not a journal: its first line is no header ({error})") from error
     rows: list[Measurement] = []
+    reached, tests = Progress(), []
     for line in lines[1:]:
         try:
-            rows.extend(_row_from_json(row) for row in json.loads(line)["rows"])
+            entry = json.loads(line)
+            if "ended" in entry:
+                tests += entry["ended"]
+                reached = Progress((), len(rows), bool(entry["failed"]))
+            else:
+                rows.extend(_row_from_json(row) for row in entry["rows"])
         except (ValueError, KeyError, TypeError):  # the line that a crash cut short
             continue
-    return replace(run, rows=tuple(rows))
+    unfinished = {**asdict(reached), "tests": tests}
+    return replace(run, rows=tuple(rows), facts={**run.facts, UNFINISHED: unfinished})
+
+
+def writer_of(path: Path) -> int | None:
+    """The id of a process of this machine that has `path` open, None if this user sees none."""
+    target = path.resolve()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(descriptor) == str(target):
+                return int(descriptor.parts[2])
+        except OSError:  # closed meanwhile, or not ours to see
+            continue
+    return None
+
+
+def newest_run(folder: Path, node: str, command: str) -> Run | None:
+    """The newest run in `folder` that `command` made on `node`, unfinished or not: a run file, or a journal that no
+    process writes any more. Files that cannot be read are passed over, and those of `compact`."""
+    paths = [*folder.glob(f"*-{node[:8]}-*.parquet"), *folder.glob(f"*-{node[:8]}-*.jsonl")]
+    for path in sorted(paths, key=lambda path: path.stem, reverse=True):
+        try:
+            if path.suffix == ".parquet":
+                (run,) = read_run_file(path)
+            elif writer_of(path) is None:
+                run = read_journal(path)
+            else:
+                continue
+        except (RecordsError, OSError, ValueError):
+            continue
+        if run.machine.node == node and run.command == command:
+            return run
+    return None
 
 
 def recover(path: Path) -> Path:
