@@ -1,7 +1,8 @@
 # Each target sets up .venv by itself, and does nothing twice.
 #   make gate      judge this machine: run the suites, judge them, write report/index.html
 #   make test      every acceptance and property test, and each benchmark once
-#   make nightly   record all benchmarks, build the report
+#   make nightly   record all tests and benchmarks, build the report; ARGS=--resume takes up an interrupted one
+#   make gpu       record what runs on a GPU only, build the report
 #   make lint      linter and type checker
 # ARGS="..." goes to pytest; PYTHON=... chooses the interpreter (3.11 or 3.12).
 
@@ -13,7 +14,7 @@ RUNS ?= runs
 REPORT ?= report
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: gate test nightly lint clean
+.PHONY: gate test nightly gpu lint clean
 
 gate: .venv/base
 	@$(PY) -m pytest suites/*/bench_*.py --gate --runs $(RUNS) --benchmark-quiet --benchmark-max-time=0.6 $(ARGS); status=$$?; \
@@ -24,6 +25,10 @@ test: .venv/test
 
 nightly: .venv/test
 	@$(PY) -m pytest suites --record --runs $(RUNS) --benchmark-quiet $(ARGS); status=$$?; \
+	$(PY) -m reports build $(RUNS) -o $(REPORT) && exit $$status
+
+gpu: .venv/test
+	@$(PY) -m pytest suites -m gpu --record --runs $(RUNS) --benchmark-quiet $(ARGS); status=$$?; \
 	$(PY) -m reports build $(RUNS) -o $(REPORT) && exit $$status
 
 lint: .venv/lint

@@ -339,6 +339,6 @@ def test_train_step(measure, device, family):
     model = model_for(name, rows).to(device)
     rates = []
     for _ in range(5 if measure.full else 1):
-        done = train_model(name, model, rows, Budget(steps=8 if measure.full else 1))
+        done = train_model(name, model, rows, Budget(steps=4 if measure.full else 1))
         rates.append(done.tokens / done.seconds)
     measure.record("rate", rates, "token/s")

@@ -47,7 +47,7 @@ def measure(scales: Sequence[int], degree: int = 16, width: int = 64, seed: int 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with settings(threads=1), torch.no_grad():
+        with settings(threads=1, hoist=False), torch.no_grad():
             return [_point(scale, degree, width, seed) for scale in scales]
     finally:
         torch.set_num_threads(threads)
