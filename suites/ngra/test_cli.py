@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from systems.ngra import rmat, roofline
-from systems.ngra.choices import current_settings
 from systems.ngra.__main__ import main, parse_bytes
+from systems.ngra.choices import current_settings
 from systems.ngra.data import planted
 from systems.ngra.edges import edge_blocks
 
