@@ -55,6 +55,7 @@ class Paper:
     """One seeds file: whose paper it is and what it claims."""
 
     system: str
+    name: str
     title: str
     source: str
     claims: tuple[Claim, ...]
@@ -103,6 +104,7 @@ def read_seed(path: Path) -> Paper:
     source = f"arXiv {paper['arxiv']}" if "arxiv" in paper else str(paper.get("venue") or paper.get("url") or "")
     return Paper(
         system=system,
+        name=str(paper.get("name", system)),
         title=str(paper.get("title", system)),
         source=source,
         claims=tuple(_claim(system, entry, path) for entry in entries),
